@@ -1,0 +1,6 @@
+//! della: the DELLA text VAE as one from-scratch numeric engine.
+
+pub mod error;
+pub mod rng;
+
+pub use error::{Error, Result};
