@@ -1,0 +1,53 @@
+//! Causal self-attention, over a whole sequence and over a key/value cache.
+
+use super::{Spans, Storage};
+
+/// Sizes of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionDims {
+    /// `H`.
+    pub heads: usize,
+    /// `D`.
+    pub head_dim: usize,
+}
+
+impl AttentionDims {
+    /// `C = H · D`.
+    pub fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
+/// Which cached sequence each row of a batch continues.
+pub struct CacheRows<B: Storage> {
+    /// The new tokens of each row.
+    pub spans: Spans<B>,
+    /// `(rows)`: the row's place in the cache.
+    pub slots: B::Ids,
+    /// `(rows)`: tokens of the row that are in the cache already.
+    pub past: B::Ids,
+    /// Tokens that a slot can hold.
+    pub capacity: usize,
+}
+
+/// Multi-head attention: `softmax(q kᵀ / √D) v`, each token seeing itself and what lies before it.
+pub trait AttentionOps: Storage {
+    /// Attention within each span.
+    ///
+    /// `y (N, C)`; `qkv (N, 3C)`: queries, keys and values side by side, heads side by side in each.
+    fn attention_fwd(&self, y: &mut Self::Act, qkv: &Self::Act, spans: &Spans<Self>, dims: AttentionDims);
+
+    /// Appends the new tokens' keys and values to the cache and attends over it.
+    ///
+    /// `y (N, C)`, `qkv (N, 3C)`; `keys`, `values` `(slots, H, capacity, D)`.
+    /// Gives bit for bit what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span.
+    fn attention_cached_fwd(
+        &self,
+        y: &mut Self::Act,
+        keys: &mut Self::Act,
+        values: &mut Self::Act,
+        qkv: &Self::Act,
+        rows: &CacheRows<Self>,
+        dims: AttentionDims,
+    );
+}

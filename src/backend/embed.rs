@@ -1,0 +1,20 @@
+//! Embeddings.
+
+use super::Storage;
+
+/// Token and position embeddings, and picking rows.
+pub trait EmbedOps: Storage {
+    /// `y_n = wte[id_n] + wpe[position_n]`; `y (N, C)`, `ids` and `positions` `(N)`.
+    fn embed_fwd(
+        &self,
+        y: &mut Self::Act,
+        ids: &Self::Ids,
+        positions: &Self::Ids,
+        wte: &Self::Weight,
+        wpe: &Self::Weight,
+        tokens: usize,
+    );
+
+    /// `y_r = x_{index_r}`; `y (rows, C)`, `x (N, C)`, `index (rows)`.
+    fn gather_rows_fwd(&self, y: &mut Self::Act, x: &Self::Act, index: &Self::Ids, rows: usize, width: usize);
+}

@@ -1,0 +1,32 @@
+//! The contract between the model and a device: fused operations in seven groups, of which six are needed to run a model.
+//!
+//! The model is written once over [`Backend`]. Each group is a sub-trait in a file of its own, and every implementation
+//! keeps the same file names: to find another implementation of an op, change one part of the path.
+//!
+//! Conventions: outputs come first, then what is saved for a backward pass, then inputs. Buffers are flat and may be
+//! longer than an op needs, so that a batch whose rows finish one by one keeps its buffers; the sizes are arguments.
+//! Ops allocate nothing. Sequences of different lengths lie end to end without padding ([`Spans`]): `N` is the number of
+//! tokens of the whole batch. A row's result never depends on the other rows.
+//!
+//! A buffer that is too short is a bug of the caller: ops panic on it.
+
+mod attention;
+mod embed;
+mod latent;
+mod linear;
+mod loss;
+mod norm;
+mod tensor;
+
+pub use attention::{AttentionDims, AttentionOps, CacheRows};
+pub use embed::EmbedOps;
+pub use latent::LatentOps;
+pub use linear::LinearOps;
+pub use loss::LossOps;
+pub use norm::NormOps;
+pub use tensor::{HostFloat, Matrix, Role, Spans, Storage};
+
+/// A device that can run the model: storage and all groups of operations.
+pub trait Backend: EmbedOps + NormOps + LinearOps + AttentionOps + LatentOps + LossOps {}
+
+impl<T: EmbedOps + NormOps + LinearOps + AttentionOps + LatentOps + LossOps> Backend for T {}

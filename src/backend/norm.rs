@@ -1,0 +1,23 @@
+//! Layer normalisation.
+
+use super::Storage;
+
+/// Layer normalisation over the last axis.
+pub trait NormOps: Storage {
+    /// `y = (x − mean) · rstd · gain + bias` with `rstd = 1/√(var + epsilon)` and the biased variance (Ba et al. 2016).
+    ///
+    /// `y`, `x` `(N, C)`; saved: `mean`, `rstd` `(N)`; `gain`, `bias` `(C)`.
+    #[allow(clippy::too_many_arguments)] // outputs, saved, inputs, sizes: the order every op keeps
+    fn layernorm_fwd(
+        &self,
+        y: &mut Self::Act,
+        mean: &mut Self::Real,
+        rstd: &mut Self::Real,
+        x: &Self::Act,
+        gain: &Self::Real,
+        bias: &Self::Real,
+        epsilon: f32,
+        tokens: usize,
+        width: usize,
+    );
+}

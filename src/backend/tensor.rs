@@ -1,0 +1,137 @@
+//! What a device stores, and how data gets there and back.
+
+use crate::error::Result;
+
+/// Buffers of a device. Precision is in the types: [`Act`](Storage::Act) may be narrow, [`Real`](Storage::Real) never is.
+pub trait Storage: Send + Sync + Sized + 'static {
+    /// Activations of the two stacks, `(N, C)` and the like.
+    type Act: Send + Sync;
+    /// Statistics, latents, losses, logits, and the vector parameters: at least f32 on every device.
+    type Real: Send + Sync;
+    /// Token ids, positions, spans, cache slots.
+    type Ids: Send + Sync;
+    /// A matrix prepared for this device's kernels: packed, quantised, … The model never sees its layout.
+    type Weight: Send + Sync;
+
+    /// A zeroed activation buffer of `len` elements.
+    fn act(&self, len: usize) -> Result<Self::Act>;
+    /// A zeroed buffer of `len` elements.
+    fn real(&self, len: usize) -> Result<Self::Real>;
+    /// A zeroed id buffer of `len` elements.
+    fn ids(&self, len: usize) -> Result<Self::Ids>;
+    /// Prepares a matrix of parameters.
+    fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Self::Weight>;
+
+    /// Copies `src` to the start of `dst`.
+    fn write_real(&self, dst: &mut Self::Real, src: &[f32]);
+    /// Copies `src` to the start of `dst`.
+    fn write_ids(&self, dst: &mut Self::Ids, src: &[u32]);
+    /// Copies the first `dst.len()` elements of `src`.
+    fn read_act<F: HostFloat>(&self, dst: &mut [F], src: &Self::Act);
+    /// Copies the first `dst.len()` elements of `src`.
+    fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real);
+
+    /// A buffer that holds `src`.
+    fn real_from(&self, src: &[f32]) -> Result<Self::Real> {
+        let mut buffer = self.real(src.len())?;
+        self.write_real(&mut buffer, src);
+        Ok(buffer)
+    }
+
+    /// A buffer that holds `src`.
+    fn ids_from(&self, src: &[u32]) -> Result<Self::Ids> {
+        let mut buffer = self.ids(src.len())?;
+        self.write_ids(&mut buffer, src);
+        Ok(buffer)
+    }
+}
+
+/// A float type that results can be read as.
+pub trait HostFloat: Copy + Send + Sync {
+    /// From a single-precision device.
+    fn from_f32(x: f32) -> Self;
+    /// From a double-precision device.
+    fn from_f64(x: f64) -> Self;
+}
+
+impl HostFloat for f32 {
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    fn from_f64(x: f64) -> Self {
+        x as f32
+    }
+}
+
+impl HostFloat for f64 {
+    fn from_f32(x: f32) -> Self {
+        f64::from(x)
+    }
+    fn from_f64(x: f64) -> Self {
+        x
+    }
+}
+
+/// A parameter matrix as a checkpoint stores it: row-major `(rows, cols)`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    /// `rows · cols` values.
+    pub data: &'a [f32],
+    /// Rows as stored.
+    pub rows: usize,
+    /// Columns as stored.
+    pub cols: usize,
+}
+
+/// What a parameter matrix is for, which decides how a device lays it out and in which precision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `y = x W`, stored `(in, out)`: GPT-2's `Conv1D`.
+    Linear,
+    /// `y = x Wᵀ`, stored `(out, in)`: an `nn.Linear` between latents. Never below f32.
+    Latent,
+    /// Rows are looked up.
+    Table,
+    /// Rows are looked up, and `y = x Wᵀ` gives logits: an embedding tied with the head.
+    TiedTable,
+}
+
+/// For each row of a batch a range of the `N` tokens that lie end to end.
+pub struct Spans<B: Storage> {
+    /// `(rows, 2)`: first token, and one past the last.
+    pub bounds: B::Ids,
+    /// Rows of the batch.
+    pub rows: usize,
+    /// Tokens in all spans.
+    pub tokens: usize,
+}
+
+impl<B: Storage> Spans<B> {
+    /// Uploads `(start, end)` pairs.
+    pub fn new(backend: &B, bounds: &[(usize, usize)]) -> Result<Self> {
+        let mut spans = Spans { bounds: backend.ids(2 * bounds.len())?, rows: 0, tokens: 0 };
+        spans.set(backend, bounds);
+        Ok(spans)
+    }
+
+    /// Spans of sequences with these lengths, one after the other.
+    pub fn of_lengths(backend: &B, lengths: impl IntoIterator<Item = usize>) -> Result<Self> {
+        let mut end = 0;
+        let bounds: Vec<_> = lengths
+            .into_iter()
+            .map(|len| {
+                end += len;
+                (end - len, end)
+            })
+            .collect();
+        Self::new(backend, &bounds)
+    }
+
+    /// Replaces the spans by at most as many, in the same buffer.
+    pub fn set(&mut self, backend: &B, bounds: &[(usize, usize)]) {
+        let flat: Vec<u32> = bounds.iter().flat_map(|&(start, end)| [start as u32, end as u32]).collect();
+        backend.write_ids(&mut self.bounds, &flat);
+        self.rows = bounds.len();
+        self.tokens = bounds.iter().map(|(start, end)| end - start).sum();
+    }
+}
