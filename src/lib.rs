@@ -3,6 +3,10 @@
 pub mod backend;
 pub mod dims;
 pub mod error;
+pub mod model;
+pub mod reference;
 pub mod rng;
+#[macro_use]
+pub mod tree;
 
 pub use error::{Error, Result};

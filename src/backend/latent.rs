@@ -37,6 +37,6 @@ pub trait LatentOps: Storage {
     /// `kl_b = KL(N(μ_q, σ²_q) ‖ N(μ_p, σ²_p))`, summed over `Z`; `kl (rows)`, both Gaussians `(rows, 2Z)`.
     fn kl_fwd(&self, kl: &mut Self::Real, posterior: &Self::Real, prior: &Self::Real, rows: usize, latent: usize);
 
-    /// Adds a row's latent to each of its tokens: `h_t += e_b`; `h (N, C)`, `e (rows, C)`.
-    fn fuse_fwd(&self, h: &mut Self::Act, e: &Self::Real, spans: &Spans<Self>, width: usize);
+    /// Adds a latent to each token of a span: `h_t += e_{slot_b}`; `h (N, C)`, `e (slots, C)`, `slots (rows)`.
+    fn fuse_fwd(&self, h: &mut Self::Act, e: &Self::Real, slots: &Self::Ids, spans: &Spans<Self>, width: usize);
 }

@@ -7,7 +7,6 @@ pub trait NormOps: Storage {
     /// `y = (x − mean) · rstd · gain + bias` with `rstd = 1/√(var + epsilon)` and the biased variance (Ba et al. 2016).
     ///
     /// `y`, `x` `(N, C)`; saved: `mean`, `rstd` `(N)`; `gain`, `bias` `(C)`.
-    #[allow(clippy::too_many_arguments)] // outputs, saved, inputs, sizes: the order every op keeps
     fn layernorm_fwd(
         &self,
         y: &mut Self::Act,

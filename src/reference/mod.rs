@@ -1,0 +1,78 @@
+//! The oracle: every operation as the plainest loops that can be read against its formula, in f64.
+//!
+//! Slow by intent. Faster backends are tested against it; nothing else should be run with it than small models.
+
+mod attention;
+mod embed;
+mod latent;
+mod linear;
+mod loss;
+mod norm;
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+use crate::backend::{HostFloat, Matrix, Role, Storage};
+use crate::error::Result;
+
+/// The f64 reference device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Storage for Reference {
+    type Act = Vec<f64>;
+    type Real = Vec<f64>;
+    type Ids = Vec<u32>;
+    /// As stored, whatever its role.
+    type Weight = Array2<f64>;
+
+    fn act(&self, len: usize) -> Result<Vec<f64>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn real(&self, len: usize) -> Result<Vec<f64>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn ids(&self, len: usize) -> Result<Vec<u32>> {
+        Ok(vec![0; len])
+    }
+
+    fn weight(&self, matrix: Matrix<'_>, _role: Role) -> Result<Array2<f64>> {
+        Ok(Array2::from_shape_fn((matrix.rows, matrix.cols), |(r, c)| f64::from(matrix.data[r * matrix.cols + c])))
+    }
+
+    fn write_real(&self, dst: &mut Vec<f64>, src: &[f32]) {
+        for (d, &s) in dst[..src.len()].iter_mut().zip(src) {
+            *d = f64::from(s);
+        }
+    }
+
+    fn write_ids(&self, dst: &mut Vec<u32>, src: &[u32]) {
+        dst[..src.len()].copy_from_slice(src);
+    }
+
+    fn read_act<F: HostFloat>(&self, dst: &mut [F], src: &Vec<f64>) {
+        for (d, &s) in dst.iter_mut().zip(&src[..]) {
+            *d = F::from_f64(s);
+        }
+    }
+
+    fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Vec<f64>) {
+        self.read_act(dst, src);
+    }
+}
+
+/// The first `rows · width` elements as a matrix.
+fn view(x: &[f64], rows: usize, width: usize) -> ArrayView2<'_, f64> {
+    ArrayView2::from_shape((rows, width), &x[..rows * width]).expect("the slice has this length")
+}
+
+/// The first `rows · width` elements as a matrix.
+fn view_mut(x: &mut [f64], rows: usize, width: usize) -> ArrayViewMut2<'_, f64> {
+    ArrayViewMut2::from_shape((rows, width), &mut x[..rows * width]).expect("the slice has this length")
+}
+
+/// The token range of span `row`.
+fn span(bounds: &[u32], row: usize) -> std::ops::Range<usize> {
+    bounds[2 * row] as usize..bounds[2 * row + 1] as usize
+}
