@@ -5,6 +5,7 @@ pub mod dims;
 pub mod error;
 pub mod model;
 pub mod reference;
+pub mod io;
 pub mod rng;
 #[macro_use]
 pub mod tree;
