@@ -2,9 +2,11 @@
 //! conditions of the conditional model.
 
 mod decode;
+mod entities;
 mod files;
 mod tokenizer;
 
 pub use decode::{DecodeOptions, StreamDecoder, Unknown};
+pub use entities::{Entity, condition_ids, contains_all};
 pub use files::Source;
 pub use tokenizer::{Encoding, Specials, Tokenizer};
