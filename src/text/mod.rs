@@ -1,0 +1,12 @@
+//! Text in, ids out, and back: BERT's WordPiece through the `tokenizers` crate, text as a person would write it, and the
+//! conditions of the conditional model.
+
+mod decode;
+mod entities;
+mod files;
+mod tokenizer;
+
+pub use decode::{DecodeOptions, StreamDecoder, Unknown};
+pub use entities::{Entity, condition_ids, contains_all};
+pub use files::Source;
+pub use tokenizer::{Encoding, Specials, Tokenizer};
