@@ -4,12 +4,16 @@
 pub mod tree;
 pub mod backend;
 pub mod dims;
+pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod generate;
 pub mod io;
+pub mod latent;
 pub mod model;
 pub mod reference;
 pub mod rng;
 pub mod text;
+pub mod verify;
 
 pub use error::{Error, Result};

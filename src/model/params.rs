@@ -2,7 +2,6 @@
 
 use crate::backend::Role;
 use crate::dims::Dims;
-use crate::tree;
 
 tree! {
     /// Layer normalisation.

@@ -1,0 +1,32 @@
+//! Keys and values of the tokens that a decoder has read.
+
+use crate::backend::Backend;
+use crate::dims::Dims;
+use crate::error::Result;
+
+/// One layer's cache.
+pub struct LayerCache<B: Backend> {
+    /// `(slots, H, capacity, D)`
+    pub keys: B::Act,
+    /// `(slots, H, capacity, D)`
+    pub values: B::Act,
+}
+
+/// The cache of a batch of sequences, one slot each.
+pub struct Cache<B: Backend> {
+    /// `L` layers.
+    pub layers: Vec<LayerCache<B>>,
+    /// Tokens that a slot can hold.
+    pub capacity: usize,
+}
+
+impl<B: Backend> Cache<B> {
+    /// An empty cache.
+    pub fn new(backend: &B, dims: &Dims, slots: usize, capacity: usize) -> Result<Self> {
+        let len = slots * capacity * dims.hidden;
+        let layers = (0..dims.layers)
+            .map(|_| Ok(LayerCache { keys: backend.act(len)?, values: backend.act(len)? }))
+            .collect::<Result<_>>()?;
+        Ok(Cache { layers, capacity })
+    }
+}

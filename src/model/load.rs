@@ -1,0 +1,57 @@
+//! Preparing parameters for a device.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::params::Spec;
+use super::{Config, Model};
+use crate::backend::{Backend, Matrix};
+use crate::error::Result;
+
+enum Leaf<M, V> {
+    Matrix(M),
+    Vector(V),
+}
+
+impl<B: Backend> Model<B> {
+    /// Reads every parameter once, several at a time, and prepares it; what `read` returned is dropped before the next
+    /// one is read, so that no second copy of the model is ever held.
+    ///
+    /// # Errors
+    /// Those of `read`, and of the device when memory runs out.
+    pub fn load<'a>(
+        backend: B,
+        config: Config,
+        read: &(dyn Fn(&Spec) -> Result<Cow<'a, [f32]>> + Sync),
+    ) -> Result<Self> {
+        let specs = config.specs();
+        let prepare = |spec: &&Spec| {
+            let data = read(spec)?;
+            debug_assert_eq!(data.len(), spec.len());
+            Ok(match spec.role {
+                Some(role) => {
+                    let matrix = Matrix { data: &data, rows: spec.shape[0], cols: spec.shape[1] };
+                    Leaf::Matrix(backend.weight(matrix, role)?)
+                }
+                None => Leaf::Vector(backend.real_from(&data)?),
+            })
+        };
+        let leaves: Vec<Leaf<B::Weight, B::Real>> = specs.list().par_iter().map(prepare).collect::<Result<_>>()?;
+        let leaves = RefCell::new(leaves.into_iter());
+        let next = || leaves.borrow_mut().next().expect("one leaf for each spec");
+        let params = specs.try_map::<_, _, std::convert::Infallible>(
+            &mut |_| match next() {
+                Leaf::Matrix(matrix) => Ok(matrix),
+                Leaf::Vector(_) => unreachable!("specs say which is a matrix"),
+            },
+            &mut |_| match next() {
+                Leaf::Vector(vector) => Ok(vector),
+                Leaf::Matrix(_) => unreachable!("specs say which is a vector"),
+            },
+        );
+        let Ok(params) = params;
+        Ok(Model { backend, config, params })
+    }
+}

@@ -1,0 +1,114 @@
+//! Case files.
+
+use crate::error::{Error, Result};
+use crate::io::TensorInfo;
+use crate::io::checkpoint::Checkpoint;
+
+/// What a case gives to the model.
+#[derive(Clone, Debug)]
+pub struct CaseInputs {
+    /// `B` rows of the same length: condition and sentence, padding included.
+    pub rows: Vec<Vec<u32>>,
+    /// How many tokens of each row are the condition.
+    pub condition_len: usize,
+    /// `(L, B, Z)`
+    pub eps_prior: Vec<f32>,
+    /// `(L, B, Z)`
+    pub eps_posterior: Vec<f32>,
+    /// Weight of the KL in the loss.
+    pub beta: f64,
+}
+
+/// Named tensors in the order in which they were computed.
+#[derive(Clone, Debug, Default)]
+pub struct Tensors(Vec<(String, Vec<usize>, Vec<f64>)>);
+
+impl Tensors {
+    /// Adds a tensor.
+    pub fn put(&mut self, name: &str, shape: &[usize], values: Vec<f64>) {
+        self.0.push((name.into(), shape.to_vec(), values));
+    }
+
+    /// A tensor's values.
+    pub fn get(&self, name: &str) -> Option<&[f64]> {
+        self.iter().find(|(known, ..)| *known == name).map(|(_, _, values)| values)
+    }
+
+    /// Names, shapes and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[usize], &[f64])> {
+        self.0.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice()))
+    }
+}
+
+/// Inputs and outputs of greedy decoding.
+pub(super) struct GreedyCase {
+    pub inputs: Vec<Vec<u32>>,
+    pub generated: Vec<Vec<u32>>,
+}
+
+/// What kind of case a file holds.
+pub(super) enum Case {
+    Tensors(CaseInputs),
+    Greedy(GreedyCase),
+    Training,
+}
+
+impl Case {
+    /// Reads the inputs of a case.
+    pub fn read(file: &Checkpoint) -> Result<Self> {
+        let has = |name: &str| file.get(name).is_some();
+        if has("attention_mask") || has("input_ids") {
+            return Err(Error::Unsupported(format!(
+                "{}: this is a case of the paper's DELLA; this version runs the Randeng VAE and CVAE only",
+                file.path().display()
+            )));
+        }
+        if has("generated.0") {
+            return greedy(file).map(Case::Greedy);
+        }
+        if has("grad_norm") {
+            return Ok(Case::Training);
+        }
+        tensors(file).map(Case::Tensors)
+    }
+}
+
+fn greedy(file: &Checkpoint) -> Result<GreedyCase> {
+    let inputs = ids(file, "inputs")?;
+    let generated = (0..inputs.len()).map(|b| Ok(ids(file, &format!("generated.{b}"))?.concat()));
+    Ok(GreedyCase { generated: generated.collect::<Result<_>>()?, inputs })
+}
+
+fn tensors(file: &Checkpoint) -> Result<CaseInputs> {
+    let mut rows = ids(file, "inputs")?;
+    let mut condition_len = 0;
+    if file.get("cond_inputs").is_some() {
+        let conditions = ids(file, "cond_inputs")?;
+        if conditions.len() != rows.len() {
+            let (found, wanted) = (conditions.len(), rows.len());
+            return Err(malformed(file, format!("cond_inputs has {found} rows, inputs has {wanted}")));
+        }
+        condition_len = conditions[0].len();
+        rows = conditions.into_iter().zip(rows).map(|(condition, row)| [condition, row].concat()).collect();
+    }
+    let beta = file.read_f64("beta")?;
+    let [beta] = beta[..] else { return Err(malformed(file, format!("beta has {} values, not 1", beta.len()))) };
+    let (eps_prior, eps_posterior) = (file.read_f32("eps_prior")?, file.read_f32("eps_posterior")?);
+    Ok(CaseInputs { rows, condition_len, eps_prior, eps_posterior, beta })
+}
+
+/// A tensor of ids, `(B, T)` or `(T)`, as rows.
+fn ids(file: &Checkpoint, name: &str) -> Result<Vec<Vec<u32>>> {
+    let values = file.read_i64(name)?;
+    let shape = file.get(name).map(|TensorInfo { shape, .. }| shape.clone()).unwrap_or_default();
+    let Some(width) = shape.last().copied().filter(|width| *width > 0 && shape.len() <= 2 && !values.is_empty()) else {
+        return Err(malformed(file, format!("{name} has shape {shape:?}; rows of ids are needed")));
+    };
+    let id =
+        |&value: &i64| u32::try_from(value).map_err(|_| malformed(file, format!("{name} holds {value}, not an id")));
+    values.chunks(width).map(|row| row.iter().map(id).collect()).collect()
+}
+
+fn malformed(file: &Checkpoint, message: String) -> Error {
+    Error::format(file.path(), message)
+}

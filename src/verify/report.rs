@@ -1,0 +1,186 @@
+//! The outcome of a verification.
+
+use std::fmt;
+
+use super::Tensors;
+use crate::error::Result;
+use crate::io::checkpoint::Checkpoint;
+
+/// What is said of one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Status {
+    /// Compared: the largest absolute error, that error relative to the recorded tensor's rms, and what passes.
+    Compared {
+        /// Largest absolute error.
+        error: f64,
+        /// `error / rms`.
+        relative: f64,
+        /// Largest `relative` that passes.
+        tolerance: f64,
+    },
+    /// Compared for equality; the first place that differs.
+    Exact(Option<usize>),
+    /// The case has it in another shape.
+    Shape(Vec<usize>),
+    /// The model computes it, but the case lacks it.
+    Missing,
+    /// The case has it, but it is not computed by this version.
+    NotComputed,
+    /// The case has it, and it is unknown.
+    Unknown,
+}
+
+/// One line of a report.
+#[derive(Clone, Debug)]
+pub struct TensorReport {
+    /// The tensor's name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// How it compares.
+    pub status: Status,
+}
+
+impl TensorReport {
+    /// Whether it is no reason to fail.
+    pub fn passes(&self) -> bool {
+        match &self.status {
+            // written so that NaN fails
+            Status::Compared { relative, tolerance, .. } => *relative <= *tolerance,
+            Status::Exact(difference) => difference.is_none(),
+            Status::Shape(_) | Status::Missing | Status::Unknown => false,
+            Status::NotComputed => true,
+        }
+    }
+}
+
+/// The outcome of a case, tensor by tensor.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// One line a tensor.
+    pub tensors: Vec<TensorReport>,
+}
+
+impl Report {
+    /// Whether something was compared and nothing failed, or nothing could be compared by this version.
+    pub fn passes(&self) -> bool {
+        !self.tensors.is_empty() && self.tensors.iter().all(TensorReport::passes)
+    }
+
+    pub(super) fn push(&mut self, name: impl Into<String>, shape: &[usize], status: Status) {
+        self.tensors.push(TensorReport { name: name.into(), shape: shape.to_vec(), status });
+    }
+
+    pub(super) fn push_ids(&mut self, name: String, found: &[u32], wanted: &[u32]) {
+        let differs = found.iter().zip(wanted).position(|(a, b)| a != b);
+        let shorter = found.len().min(wanted.len());
+        let differs = differs.or((found.len() != wanted.len()).then_some(shorter));
+        self.push(name, &[wanted.len()], Status::Exact(differs));
+    }
+
+    pub(super) fn push_values(&mut self, name: &str, shape: &[usize], found: &[f64], wanted: &[f64], tolerance: f64) {
+        let (error, relative) = errors(found, wanted);
+        self.push(name, shape, Status::Compared { error, relative, tolerance });
+    }
+}
+
+/// What the case holds besides results.
+const INPUTS: [&str; 5] = ["inputs", "cond_inputs", "eps_prior", "eps_posterior", "beta"];
+
+pub(super) fn tensors(file: &Checkpoint, computed: &Tensors, tolerance: f64) -> Result<Report> {
+    let mut report = Report::default();
+    for (name, shape, found) in computed.iter() {
+        match file.get(name) {
+            None => report.push(name, shape, Status::Missing),
+            Some(recorded) if recorded.shape != shape => {
+                report.push(name, shape, Status::Shape(recorded.shape.clone()))
+            }
+            Some(_) => report.push_values(name, shape, found, &file.read_f64(name)?, tolerance),
+        }
+    }
+    for name in file.names().filter(|name| computed.get(name).is_none() && !INPUTS.contains(name)) {
+        let shape = file.get(name).map(|info| info.shape.clone()).unwrap_or_default();
+        let status = if name.starts_with("grad.") { Status::NotComputed } else { Status::Unknown };
+        report.push(name, &shape, status);
+    }
+    Ok(report)
+}
+
+/// Every tensor of a case that this version cannot compute.
+pub(super) fn not_computed(file: &Checkpoint) -> Report {
+    let mut report = Report::default();
+    for name in file.names().filter(|name| !INPUTS.contains(name)) {
+        let shape = file.get(name).map(|info| info.shape.clone()).unwrap_or_default();
+        report.push(name, &shape, Status::NotComputed);
+    }
+    report
+}
+
+/// The largest absolute error, and the same relative to the rms of `wanted`. A tensor of zeros must be met exactly.
+fn errors(found: &[f64], wanted: &[f64]) -> (f64, f64) {
+    let mut error: f64 = 0.0;
+    for (a, b) in found.iter().zip(wanted) {
+        let difference = (a - b).abs();
+        // keeps a NaN, which `max` would drop
+        error = if difference > error || difference.is_nan() { difference } else { error };
+        if error.is_nan() {
+            break;
+        }
+    }
+    let rms = (wanted.iter().map(|x| x * x).sum::<f64>() / wanted.len().max(1) as f64).sqrt();
+    (error, if error == 0.0 { 0.0 } else { error / rms })
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<26} {:<18} {:>10} {:>10} {:>10}  ", "tensor", "shape", "max error", "rel. error", "tolerance")?;
+        let (gradients, rest): (Vec<_>, Vec<_>) =
+            self.tensors.iter().partition(|t| t.status == Status::NotComputed && t.name.starts_with("grad."));
+        for tensor in rest {
+            writeln!(f, "{tensor}")?;
+        }
+        if !gradients.is_empty() {
+            writeln!(f, "{:<26} {} tensors: not computed yet", "grad.*", gradients.len())?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for TensorReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.passes() { "ok" } else { "FAIL" };
+        write!(f, "{:<26} {:<18} ", self.name, format!("{:?}", self.shape))?;
+        match &self.status {
+            Status::Compared { error, relative, tolerance } => {
+                write!(f, "{error:>10.2e} {relative:>10.2e} {tolerance:>10.0e}  {verdict}")
+            }
+            Status::Exact(None) => write!(f, "{:>32}  {verdict}", "equal"),
+            Status::Exact(Some(at)) => write!(f, "{:>32}  {verdict}", format!("differs at {at}")),
+            Status::Shape(found) => write!(f, "the case has shape {found:?}  {verdict}"),
+            Status::Missing => write!(f, "missing in the case  {verdict}"),
+            Status::NotComputed => write!(f, "not computed yet"),
+            Status::Unknown => write!(f, "not a tensor that this model computes  {verdict}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_and_zero_are_not_overlooked() {
+        let passes = |found: &[f64], wanted: &[f64]| {
+            let mut report = Report::default();
+            report.push_values("x", &[found.len()], found, wanted, 1e-3);
+            report.passes()
+        };
+        assert!(passes(&[1.0, 2.0], &[1.0, 2.0]));
+        assert!(!passes(&[1.0, f64::NAN], &[1.0, 2.0]));
+        assert!(!passes(&[f64::NAN, 3.0], &[1.0, 2.0]));
+        assert!(!passes(&[1.0, 2.0], &[1.0, f64::NAN]));
+        assert!(!passes(&[1e-30], &[0.0]));
+        assert!(passes(&[0.0], &[0.0]));
+        assert!(!Report::default().passes());
+    }
+}

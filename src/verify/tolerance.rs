@@ -1,0 +1,14 @@
+//! How far a result may lie from the published code's.
+
+use crate::dtype::Dtype;
+
+/// The largest error of a tensor's elements that passes, relative to the tensor's root mean square.
+///
+/// The recorded values are f64 results rounded to f32, so f64 arithmetic comes within their rounding; f32 arithmetic
+/// loses digits in every sum of the model's depth.
+pub fn tolerance(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F64 => 1e-6,
+        Dtype::F32 => 3e-5,
+    }
+}
