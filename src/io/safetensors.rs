@@ -40,7 +40,8 @@ fn read(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
         .ok_or_else(|| format!("says that its header has {length} bytes; it is not safetensors, or it is cut off"))?;
     let data = 8 + header.len();
     // Copied, because the file may be a map of one that changes, and text must stay the text that was checked.
-    let metadata: Metadata = serde_json::from_slice(&header.to_vec()).map_err(|e| format!("header: {e}"))?;
+    let header = header.to_vec();
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| format!("header: {e}"))?;
     if metadata.data_len() != file.len() - data {
         return Err(format!(
             "has {} bytes of tensors where its header announces {}; it may be cut off",
@@ -201,4 +202,145 @@ fn header(metadata: &[(&str, &str)], tensors: &[Header]) -> Result<(Vec<u8>, Vec
     let mut header = serde_json::Value::Object(entries).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok((header, sizes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, data: usize) -> Vec<u8> {
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.resize(file.len() + data, 0);
+        file
+    }
+
+    fn refused(file: &[u8], expected: &str) {
+        let error = parse(Path::new("w.safetensors"), file).unwrap_err().to_string();
+        assert!(error.contains("w.safetensors: "), "{error}");
+        assert!(error.contains(expected), "{expected:?} is missing in: {error}");
+    }
+
+    fn entry(dtype: &str, shape: &str, start: u64, end: u64) -> String {
+        format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{start},{end}]}}"#)
+    }
+
+    #[test]
+    fn headers_that_contradict_the_file_are_refused() {
+        let good = file(&format!(r#"{{"a":{}}}"#, entry("F32", "[2,3]", 0, 24)), 24);
+        assert_eq!(parse(Path::new("w"), &good).unwrap()[0].shape, [2, 3]);
+        for end in 0..good.len() {
+            assert!(read(&good[..end]).is_err(), "cut off at {end}");
+        }
+        refused(b"1234567", "too short");
+        for length in [u64::MAX, u64::MAX - 7, 1 << 40, MAX_HEADER as u64 + 1] {
+            refused(&[&length.to_le_bytes()[..], b"{}"].concat(), "its header has");
+        }
+        refused(&file("{", 0), "header: ");
+        refused(&file(&"[".repeat(100_000), 0), "header: ");
+        refused(&file("{\"a\":\u{1}}", 0), "header: ");
+        for (header, data, expected) in [
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[6]", 0, 24)), 28, "cut off"),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[7]", 0, 24)), 24, "header: "),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[6]", 4, 28)), 28, "header: "),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[6]", 24, 0)), 24, "header: "),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[6]", 0, u64::MAX)), 24, "header: "),
+            (format!(r#"{{"a":{},"b":{}}}"#, entry("F32", "[1]", 0, 4), entry("F32", "[1]", 2, 6)), 6, "header: "),
+            (format!(r#"{{"a":{},"b":{}}}"#, entry("F32", "[1]", 0, 4), entry("F32", "[1]", 8, 12)), 12, "header: "),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[4294967296,4294967296,4]", 0, 0)), 0, "header: "),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[0,4294967296,4294967296]", 0, 0)), 0, "too large"),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[1,1,1,1,1,1,1,1,1]", 0, 4)), 4, "9 dimensions"),
+            (format!(r#"{{"a":{}}}"#, entry("F8_E4M3", "[4]", 0, 4)), 4, "stored as F8_E4M3"),
+            (format!(r#"{{"a":{}}}"#, entry("F33", "[4]", 0, 4)), 4, "header: "),
+        ] {
+            refused(&file(&header, data), expected);
+        }
+    }
+
+    #[test]
+    fn offsets_that_sum_to_more_than_a_word_are_refused() {
+        // Fifteen tensors of 2⁶⁰ bytes and one of the rest: their end plus the header's length would wrap around.
+        let part = 1u64 << 60;
+        let entries: Vec<String> = (0..16)
+            .map(|i| {
+                let (start, end) = (i * part, if i == 15 { u64::MAX } else { (i + 1) * part });
+                format!(r#""t{i}":{}"#, entry("U8", &format!("[{}]", end - start), start, end))
+            })
+            .collect();
+        refused(&file(&format!("{{{}}}", entries.join(",")), 8), "cut off");
+        let sizes: Vec<Header> =
+            (0..9).map(|i| Header { name: i.to_string(), dtype: ElementType::U8, shape: vec![1 << 61] }).collect();
+        assert!(super::header(&[], &sizes).unwrap_err().contains("too large"));
+    }
+
+    #[test]
+    fn an_index_stays_in_its_directory() {
+        let parse = |shard: &str| {
+            let json = json!({ "weight_map": { "model.a": shard } }).to_string();
+            parse_index(Path::new("model.safetensors.index.json"), json.as_bytes())
+        };
+        assert_eq!(parse("model-1.safetensors").unwrap()["model.a"], "model-1.safetensors");
+        for shard in ["../x", "/etc/passwd", "a/b", "a/", "./a", ".", "..", "", "a/../b"] {
+            let error = parse(shard).unwrap_err().to_string();
+            assert!(error.contains("model.a") && error.contains("not the name of a file"), "{shard:?}: {error}");
+        }
+        let error = parse_index(Path::new("i.json"), b"{}").unwrap_err().to_string();
+        assert!(error.contains("i.json: `weight_map`"), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_reads_back_and_is_never_half_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.safetensors");
+        let headers = [
+            Header { name: "b \"quoted\"".into(), dtype: ElementType::F32, shape: vec![2] },
+            Header { name: "a".into(), dtype: ElementType::I64, shape: vec![] },
+            Header { name: "empty".into(), dtype: ElementType::F16, shape: vec![0, 3] },
+        ];
+        let write_with = |existing, number: i64| {
+            write(&path, &[("format", "pt"), ("by", "test")], &headers, existing, |i| {
+                Ok(Cow::Owned(match i {
+                    0 => [1f32, 2.].map(f32::to_le_bytes).concat(),
+                    1 => number.to_le_bytes().to_vec(),
+                    _ => vec![],
+                }))
+            })
+        };
+        let files = || std::fs::read_dir(&directory).unwrap().count();
+        write_with(Existing::Refuse, 7).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let tensors = parse(&path, &bytes).unwrap();
+        let names: Vec<_> = tensors.iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(tensors.len(), 3, "{names:?}");
+        let read = |name| {
+            let tensor = tensors.iter().find(|t| t.name == name).unwrap();
+            let mut out: Vec<i64> = Vec::new();
+            tensor.read(&bytes, 0..1, &mut out).map(|()| out[0])
+        };
+        assert_eq!(read("a"), Ok(7));
+        let metadata = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap().1;
+        assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
+        assert_eq!(::safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("a").unwrap().data()[0], 7);
+
+        assert!(matches!(write_with(Existing::Refuse, 8), Err(Error::Exists(found)) if found == path));
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        write_with(Existing::Replace, 8).unwrap();
+        assert_ne!(std::fs::read(&path).unwrap(), bytes);
+        assert_eq!(files(), 1);
+
+        // Failures half-way leave neither the file nor a part of it.
+        let other = directory.path().join("other.safetensors");
+        for given in [Ok(Cow::Borrowed(&[0u8; 3][..])), Err(Error::Cancelled)] {
+            let mut given = Some(given);
+            let result = write(&other, &[], &headers, Existing::Refuse, |i| match i {
+                0 => Ok(Cow::Owned(vec![0; 8])),
+                _ => given.take().unwrap(),
+            });
+            assert!(result.is_err());
+            assert_eq!(files(), 1);
+        }
+        let twice = [headers[1].clone(), headers[1].clone()];
+        let error = write(&other, &[], &twice, Existing::Refuse, |_| Ok(Cow::Owned(vec![0; 8]))).unwrap_err();
+        assert!(error.to_string().contains("two entries would be called \"a\""), "{error}");
+    }
 }

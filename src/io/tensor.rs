@@ -1,7 +1,7 @@
 //! A tensor in a file: where its elements lie, and how their bytes become numbers.
 //!
 //! Element `(i, j, …)` of a tensor lies at byte `start + size · (i·stride_0 + j·stride_1 + …)` of its file, little-endian.
-//! [`TensorInfo::new`] checks once that all of them lie inside the tensor's storage.
+//! That all of them lie inside the tensor's storage is checked once, when the [`TensorInfo`] is made.
 
 use std::borrow::Cow;
 use std::fmt;

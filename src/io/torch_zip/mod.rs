@@ -17,6 +17,8 @@ use crate::io::quoted;
 use crate::io::tensor::TensorInfo;
 use crate::{Error, Result};
 
+#[cfg(test)]
+mod tests;
 pub mod unpickle;
 
 /// The bytes that such an archive starts with.
