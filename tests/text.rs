@@ -63,7 +63,9 @@ fn chinese_comes_back_as_it_was() {
 
 proptest! {
     #[test]
-    fn any_text_encodes_and_survives_decoding(text in "(\\PC|[a-z0-9 \"'.,:()%$#-]|[一-十]|<BOS>|\\[MASK\\]|\\[UNK\\]){0,60}") {
+    fn any_text_encodes_and_survives_decoding(
+        text in "([a-z0-9]{1,3}|[ \"'.,:()%$#-]| |[一-十]|\\PC|<BOS>|\\[MASK\\]|\\[UNK\\]){0,60}"
+    ) {
         let ids = tokenizer().encode(&text).unwrap().ids;
         let decoded = tokenizer().decode(&ids, ALL).unwrap();
         prop_assert_eq!(tokenizer().encode(&decoded).unwrap().ids, ids, "{:?} → {:?}", text, decoded);
@@ -85,6 +87,13 @@ proptest! {
 fn an_id_out_of_range_is_named() {
     let error = tokenizer().decode(&[98, 4889], ALL).unwrap_err().to_string();
     assert!(error.contains("4889") && error.contains("0 to 4888"), "{error}");
+}
+
+/// One tokenizer serves all threads.
+#[test]
+fn a_tokenizer_is_shared() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    shared(tokenizer());
 }
 
 #[test]

@@ -82,9 +82,10 @@ impl<'a> StreamDecoder<'a> {
             Error::input("ids", format!("{id} is not in the vocabulary, whose {len} ids are 0 to {}", len - 1))
         })?;
         let special = tokenizer.is_special(id);
-        let left_out = match id == tokenizer.specials().unk {
-            true => self.options.unk == Unknown::Drop,
-            false => self.options.skip_special && special,
+        let left_out = if id == tokenizer.specials().unk {
+            self.options.unk == Unknown::Drop
+        } else {
+            self.options.skip_special && special
         };
         if left_out {
             return Ok("");

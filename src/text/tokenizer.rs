@@ -2,6 +2,10 @@
 //!
 //! Normalisation, pre-tokenisation and WordPiece (Devlin et al. 2019) are those of the `tokenizers` crate. Special tokens
 //! are recognised in text before it is normalised, as Hugging Face's `BertTokenizer` does, and encode to their one id.
+//!
+//! The crate is Hugging Face's fast tokenizer. From the slow one it differs for rare characters only: where its Unicode
+//! tables are older (punctuation and format characters newer than Unicode 8), and U+2B820 to U+2B91F, ideographs that it
+//! does not split.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -111,9 +115,8 @@ impl Tokenizer {
     }
 
     fn build(definition: Definition, conditional: bool) -> Result<Self> {
-        let Definition { path, mut tokens, unk, pad, bos, eos, cls, sep, mask, additional, .. } = definition;
-        let (chinese_chars, strip_accents, lowercase) =
-            (definition.chinese_chars, definition.strip_accents, definition.lowercase);
+        let Definition { path, mut tokens, lowercase, chinese_chars, strip_accents, .. } = definition;
+        let Definition { unk, pad, bos, eos, cls, sep, mask, additional, .. } = definition;
         let in_file = tokens.len();
         let mut ids: HashMap<String, u32> = tokens.iter().cloned().zip(0..).collect();
 
