@@ -9,11 +9,13 @@ use std::path::Path;
 use ndarray::{Array2, Array3, ArrayView3, Axis};
 
 use crate::backend::{Backend, HostFloat, Spans};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::generate::session::{self, Request, upload_latents};
 use crate::io::checkpoint::Checkpoint;
 use crate::latent::{Gaussian, Latents};
 use crate::model::acts::{ChainActs, StackActs};
+use crate::model::config::Shapes;
 use crate::model::encode::{EncoderBatch, Row};
 use crate::model::latent::{Drive, Noise};
 use crate::model::params::TIED_HEAD;
@@ -69,27 +71,78 @@ pub trait Engine: Send + Sync {
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
+    /// The fastest that is there.
+    #[default]
+    Auto,
     /// The f64 oracle: slow.
     Reference,
     /// This machine's cores.
-    #[default]
     Cpu,
+}
+
+/// Where and how a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// The device.
+    pub device: Device,
+    /// Precision of activations and weights; `None` takes the device's own.
+    pub dtype: Option<Dtype>,
+    /// Threads on the CPU; `None` takes one for each core.
+    pub threads: Option<usize>,
+}
+
+impl DeviceOptions {
+    /// The precision that a model will have.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(match self.device {
+            Device::Reference => Dtype::F64,
+            Device::Auto | Device::Cpu => Dtype::F32,
+        })
+    }
 }
 
 /// Reads a model directory and prepares it for a device.
 ///
 /// # Errors
 /// Everything that can be wrong with the directory: see [`Config::parse`] and [`Checkpoint::open`].
-pub fn open(dir: &Path, device: Device) -> Result<Box<dyn Engine>> {
+pub fn open(dir: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
     let checkpoint = Checkpoint::open(dir)?;
+    let config = read_config(dir, &checkpoint)?;
+    prepare(config, &checkpoint, device)
+}
+
+/// The checked configuration of the model directory that `checkpoint` was opened from.
+///
+/// # Errors
+/// As [`Config::parse`]; and a head that is not the decoder's embedding.
+pub fn read_config(dir: &Path, checkpoint: &Checkpoint) -> Result<Config> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let shapes = checkpoint.names().filter_map(|name| Some((name.to_owned(), checkpoint.get(name)?.shape.clone())));
-    let config = Config::parse(&path, &text, Some(&shapes.collect()))?;
-    check_tie(&checkpoint)?;
-    match device {
-        Device::Reference => load(Reference, config, &checkpoint),
-        Device::Cpu => Err(Error::Unsupported("the cpu device is not part of this build".into())),
+    let config = Config::parse(&path, &text, Some(&shapes(checkpoint)))?;
+    check_tie(checkpoint)?;
+    Ok(config)
+}
+
+/// Prepares the model that is compiled into the library.
+///
+/// # Errors
+/// The device cannot be had.
+#[cfg(feature = "builtin-model")]
+pub fn builtin(device: &DeviceOptions) -> Result<Box<dyn Engine>> {
+    let checkpoint = crate::builtin::checkpoint()?;
+    let config = Config::parse(Path::new("built-in config.json"), crate::builtin::CONFIG, Some(&shapes(&checkpoint)))?;
+    prepare(config, &checkpoint, device)
+}
+
+fn shapes(checkpoint: &Checkpoint) -> Shapes {
+    checkpoint.names().filter_map(|name| Some((name.to_owned(), checkpoint.get(name)?.shape.clone()))).collect()
+}
+
+fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
+    match (options.device, options.dtype()) {
+        (Device::Reference, Dtype::F64) => load(Reference, config, checkpoint),
+        (Device::Auto | Device::Cpu, Dtype::F32) => load(Reference, config, checkpoint),
+        (device, dtype) => Err(Error::Unsupported(format!("device {device:?} does not compute in {dtype}"))),
     }
 }
 

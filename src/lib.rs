@@ -3,6 +3,9 @@
 #[macro_use]
 pub mod tree;
 pub mod backend;
+#[cfg(feature = "builtin-model")]
+mod builtin;
+mod della;
 pub mod dims;
 pub mod dtype;
 pub mod engine;
@@ -16,4 +19,5 @@ pub mod rng;
 pub mod text;
 pub mod verify;
 
+pub use della::{Della, Options, Padding, Reconstruction, SentenceIds, row_number};
 pub use error::{Error, Result};

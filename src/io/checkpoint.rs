@@ -64,10 +64,18 @@ impl Checkpoint {
     /// # Errors
     /// There is nothing to open, the file is malformed, or its prefixes are mixed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let mut checkpoint = Self::open_as_is(path)?;
-        let tensors = std::mem::take(&mut checkpoint.tensors);
-        checkpoint.tensors = canonical(tensors).map_err(|problem| checkpoint.malformed(problem))?;
-        Ok(checkpoint)
+        Self::open_as_is(path)?.with_canonical_names()
+    }
+
+    /// The tensors of a safetensors file that is compiled into the executable; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::open`].
+    pub fn builtin(path: &Path, bytes: &'static [u8]) -> Result<Self> {
+        let tensors = safetensors::parse(path, bytes)?;
+        let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        let files = vec![MappedFile::builtin(path, bytes)];
+        Self { path: path.to_path_buf(), format: Format::Safetensors, files, tensors }.with_canonical_names()
     }
 
     /// Opens any file of tensors under the names that they have there; `path` as for [`Checkpoint::open`].
@@ -80,6 +88,12 @@ impl Checkpoint {
             if path.to_string_lossy().ends_with(".index.json") { open_shards(&path)? } else { open_file(&path)? };
         let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
         Ok(Self { path, format, files, tensors })
+    }
+
+    fn with_canonical_names(mut self) -> Result<Self> {
+        let tensors = std::mem::take(&mut self.tensors);
+        self.tensors = canonical(tensors).map_err(|problem| self.malformed(problem))?;
+        Ok(self)
     }
 
     /// The file that was opened; of shards, their index.

@@ -15,7 +15,14 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
-    map: memmap2::Mmap,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Mapped(memmap2::Mmap),
+    /// Part of the executable, which the system has mapped.
+    Builtin(&'static [u8]),
 }
 
 impl MappedFile {
@@ -43,7 +50,12 @@ impl MappedFile {
         // on two reads being equal: headers are copied out before they are parsed, and elements are only ever copied
         // out as plain numbers, for which every bit pattern is valid.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        Ok(Self { path: path.to_path_buf(), map })
+        Ok(Self { path: path.to_path_buf(), content: Content::Mapped(map) })
+    }
+
+    /// A file that is compiled into the executable; `path` is what errors call it.
+    pub fn builtin(path: &Path, bytes: &'static [u8]) -> Self {
+        Self { path: path.to_path_buf(), content: Content::Builtin(bytes) }
     }
 
     /// The file that is mapped.
@@ -53,23 +65,25 @@ impl MappedFile {
 
     /// The file's bytes.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.content {
+            Content::Mapped(map) => map,
+            Content::Builtin(bytes) => bytes,
+        }
     }
 
     /// Lets go of the pages that lie wholly inside `range` (in bytes), so that they no longer count as this process's
     /// memory. They are read from the file again if they are needed again.
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
-        {
+        if let Content::Mapped(map) = &self.content {
             let page = page_size();
             let start = range.start.next_multiple_of(page);
-            let end = range.end.min(self.map.len()) / page * page;
+            let end = range.end.min(map.len()) / page * page;
             if start < end {
                 // SAFETY: `DontNeed` would lose the content of memory that has been written to. This map is read-only
                 // and backed by a file, so a dropped page comes back with the file's bytes. The range lies inside the
                 // map: `end` is cut to its length above. Failure only means that the pages stay.
-                let _ =
-                    unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
             }
         }
         #[cfg(not(unix))]

@@ -8,9 +8,11 @@ pub mod block;
 pub mod cache;
 pub mod config;
 pub mod encode;
+mod init;
 pub mod latent;
 mod load;
 pub mod params;
+pub mod save;
 pub mod stack;
 
 pub use block::Prepared;

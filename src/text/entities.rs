@@ -60,6 +60,23 @@ impl fmt::Display for Entity {
 /// # Errors
 /// No entity; a name or type without a token or with a special token in it; a tokenizer without `<ENT>` and `<ENS>`.
 pub fn condition_ids(tokenizer: &Tokenizer, entities: &[Entity]) -> Result<Vec<u32>> {
+    ended_by(tokenizer, entities, tokenizer.specials().bos)
+}
+
+/// As [`condition_ids`], but ended by `[SEP]`: what stood before `<BOS> sentence <EOS>` when the model was trained.
+///
+/// # Errors
+/// As [`condition_ids`]; a tokenizer without `[SEP]`.
+pub fn training_condition_ids(tokenizer: &Tokenizer, entities: &[Entity]) -> Result<Vec<u32>> {
+    let sep = tokenizer.specials().sep.ok_or_else(|| {
+        Error::Unsupported(
+            "a conditional model needs a [SEP] in its vocabulary to encode a sentence; there is none".into(),
+        )
+    })?;
+    ended_by(tokenizer, entities, sep)
+}
+
+fn ended_by(tokenizer: &Tokenizer, entities: &[Entity], last: u32) -> Result<Vec<u32>> {
     let specials = tokenizer.specials();
     let (Some(ent), Some(ens)) = (specials.ent, specials.ens) else {
         let message = "entities need a conditional model: this tokenizer has no <ENT> and <ENS>";
@@ -85,7 +102,7 @@ pub fn condition_ids(tokenizer: &Tokenizer, entities: &[Entity]) -> Result<Vec<u
             ids.push(end);
         }
     }
-    ids.push(specials.bos);
+    ids.push(last);
     Ok(ids)
 }
 

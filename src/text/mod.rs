@@ -7,6 +7,6 @@ mod files;
 mod tokenizer;
 
 pub use decode::{DecodeOptions, StreamDecoder, Unknown};
-pub use entities::{Entity, condition_ids, contains_all};
+pub use entities::{Entity, condition_ids, contains_all, training_condition_ids};
 pub use files::Source;
 pub use tokenizer::{Encoding, Specials, Tokenizer};
