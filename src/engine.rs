@@ -9,6 +9,7 @@ use std::path::Path;
 use ndarray::{Array2, Array3, ArrayView3, Axis};
 
 use crate::backend::{Backend, HostFloat, Spans};
+use crate::cpu::{self, Cpu};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::generate::session::{self, Request, upload_latents};
@@ -141,7 +142,10 @@ fn shapes(checkpoint: &Checkpoint) -> Shapes {
 fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
     match (options.device, options.dtype()) {
         (Device::Reference, Dtype::F64) => load(Reference, config, checkpoint),
-        (Device::Auto | Device::Cpu, Dtype::F32) => load(Reference, config, checkpoint),
+        (Device::Auto | Device::Cpu, Dtype::F32) => {
+            let cpu = Cpu::new(cpu::Options { threads: options.threads, ..Default::default() }.or_env()?)?;
+            load(cpu, config, checkpoint)
+        }
         (device, dtype) => Err(Error::Unsupported(format!("device {device:?} does not compute in {dtype}"))),
     }
 }

@@ -5,6 +5,7 @@ pub mod tree;
 pub mod backend;
 #[cfg(feature = "builtin-model")]
 mod builtin;
+pub mod cpu;
 mod della;
 pub mod dims;
 pub mod dtype;

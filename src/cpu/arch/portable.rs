@@ -1,0 +1,155 @@
+//! Plain Rust over arrays, which the compiler turns into whatever the target's baseline has.
+
+use crate::cpu::simd::{Kernel, Simd};
+
+/// Instructions every processor has.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable;
+
+// One register of SSE2 or NEON.
+const LANES: usize = 4;
+type F32 = [f32; LANES];
+
+/// `f` of each lane.
+#[inline(always)]
+fn map(a: F32, f: impl Fn(f32) -> f32) -> F32 {
+    std::array::from_fn(
+        #[inline(always)]
+        |i| f(a[i]),
+    )
+}
+
+/// `f` of each pair of lanes.
+#[inline(always)]
+fn zip(a: F32, b: F32, f: impl Fn(f32, f32) -> f32) -> F32 {
+    std::array::from_fn(
+        #[inline(always)]
+        |i| f(a[i], b[i]),
+    )
+}
+
+impl Simd for Portable {
+    const LANES: usize = LANES;
+    const TILE_ROWS: usize = 5;
+    type F32 = F32;
+    type Mask = [bool; LANES];
+
+    fn new() -> Option<Self> {
+        Some(Portable)
+    }
+
+    #[inline]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> F32 {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load_or(self, x: &[f32], fill: f32) -> F32 {
+        match x.first_chunk() {
+            Some(chunk) => *chunk,
+            None => {
+                let mut v = [fill; LANES];
+                v[..x.len()].copy_from_slice(x);
+                v
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, y: &mut [f32], v: F32) {
+        match y.first_chunk_mut() {
+            Some(chunk) => *chunk = v,
+            None => y.copy_from_slice(&v[..y.len()]),
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: F32, b: F32) -> F32 {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: F32, b: F32) -> F32 {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: F32, b: F32) -> F32 {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: F32, b: F32) -> F32 {
+        zip(a, b, |a, b| a / b)
+    }
+
+    // Two roundings: `f32::mul_add` is a library call where the target has no FMA.
+    #[inline(always)]
+    fn fma(self, a: F32, b: F32, c: F32) -> F32 {
+        self.add(self.mul(a, b), c)
+    }
+
+    #[inline(always)]
+    fn min(self, a: F32, b: F32) -> F32 {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn max(self, a: F32, b: F32) -> F32 {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    // `f32::round_ties_even` is a library call without SSE4.1: above 2²³ all floats are integers, and adding 1.5 · 2²³
+    // leaves no fraction bits, so the addition itself rounds.
+    #[inline(always)]
+    fn round(self, a: F32) -> F32 {
+        const SHIFT: f32 = 12_582_912.0;
+        map(a, |a| if a.abs() < 4_194_304.0 { (a + SHIFT) - SHIFT } else { a })
+    }
+
+    #[inline(always)]
+    fn copysign(self, a: F32, sign: F32) -> F32 {
+        zip(a, sign, f32::copysign)
+    }
+
+    #[inline(always)]
+    fn lt(self, a: F32, b: F32) -> [bool; LANES] {
+        std::array::from_fn(|i| a[i] < b[i])
+    }
+
+    #[inline(always)]
+    fn select(self, mask: [bool; LANES], a: F32, b: F32) -> F32 {
+        std::array::from_fn(|i| if mask[i] { a[i] } else { b[i] })
+    }
+
+    // Adding 1.5 · 2²³ + 127 leaves the biased exponent in the low bits; the shift drops the rest.
+    #[inline(always)]
+    fn pow2(self, n: F32) -> F32 {
+        map(n, |n| f32::from_bits((n + (12_582_912.0 + 127.0)).to_bits() << 23))
+    }
+
+    #[inline(always)]
+    fn frexp(self, a: F32) -> (F32, F32) {
+        let mantissa = map(a, |a| f32::from_bits(a.to_bits() & 0x007f_ffff | 0x3f00_0000));
+        let exponent = map(a, |a| (a.to_bits() >> 23) as i32 as f32 - 126.0);
+        (mantissa, exponent)
+    }
+
+    #[inline(always)]
+    fn sum(self, a: F32) -> f32 {
+        (a[0] + a[2]) + (a[1] + a[3])
+    }
+
+    #[inline(always)]
+    fn max_lane(self, a: F32) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, |m, a| if a > m { a } else { m })
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _address: *const f32) {}
+}

@@ -1,0 +1,179 @@
+//! AVX2 with FMA: 8 lanes, 16 registers.
+
+use std::arch::x86_64::*;
+
+use crate::cpu::simd::{Kernel, Simd};
+
+/// AVX2 with FMA.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+const LANES: usize = 8;
+
+/// Runs intrinsics in a method of the token.
+macro_rules! avx2 {
+    ($code:expr) => {
+        // SAFETY: `self` exists, so `new` found AVX2 and FMA.
+        unsafe { $code }
+    };
+}
+
+/// All bits set in the first `len` lanes.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn first_lanes(len: usize) -> __m256i {
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(len as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+}
+
+impl Simd for Avx2 {
+    const LANES: usize = LANES;
+    const TILE_ROWS: usize = 6;
+    type F32 = __m256;
+    type Mask = __m256;
+
+    fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+    }
+
+    #[inline]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline]
+        #[target_feature(enable = "avx2,fma")]
+        fn shell<K: Kernel>(kernel: K, simd: Avx2) -> K::Output {
+            kernel.run(simd)
+        }
+        avx2!(shell(kernel, self))
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        avx2!(_mm256_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn load_or(self, x: &[f32], fill: f32) -> __m256 {
+        if x.len() >= LANES {
+            // SAFETY: AVX2 is there as `self` is, and `x` has `LANES` elements.
+            unsafe { _mm256_loadu_ps(x.as_ptr()) }
+        } else {
+            // SAFETY: AVX2 is there as `self` is; only the lanes that `x` has are read.
+            unsafe {
+                let mask = first_lanes(x.len());
+                let v = _mm256_maskload_ps(x.as_ptr(), mask);
+                _mm256_blendv_ps(_mm256_set1_ps(fill), v, _mm256_castsi256_ps(mask))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, y: &mut [f32], v: __m256) {
+        if y.len() >= LANES {
+            // SAFETY: AVX2 is there as `self` is, and `y` has `LANES` elements.
+            unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) }
+        } else {
+            // SAFETY: AVX2 is there as `self` is; only the lanes that `y` has are written.
+            unsafe { _mm256_maskstore_ps(y.as_mut_ptr(), first_lanes(y.len()), v) }
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        avx2!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn round(self, a: __m256) -> __m256 {
+        avx2!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+
+    #[inline(always)]
+    fn copysign(self, a: __m256, sign: __m256) -> __m256 {
+        avx2!({
+            let bit = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_and_ps(bit, sign), _mm256_andnot_ps(bit, a))
+        })
+    }
+
+    #[inline(always)]
+    fn lt(self, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
+    }
+
+    #[inline(always)]
+    fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
+        avx2!(_mm256_blendv_ps(b, a, mask))
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: __m256) -> __m256 {
+        avx2!({
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        })
+    }
+
+    #[inline(always)]
+    fn frexp(self, a: __m256) -> (__m256, __m256) {
+        avx2!({
+            let bits = _mm256_castps_si256(a);
+            let mantissa = _mm256_and_si256(bits, _mm256_set1_epi32(0x007f_ffff));
+            let mantissa = _mm256_or_si256(mantissa, _mm256_set1_epi32(0x3f00_0000));
+            let exponent = _mm256_sub_epi32(_mm256_srli_epi32::<23>(bits), _mm256_set1_epi32(126));
+            (_mm256_castsi256_ps(mantissa), _mm256_cvtepi32_ps(exponent))
+        })
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m256) -> f32 {
+        avx2!({
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+
+    #[inline(always)]
+    fn max_lane(self, a: __m256) -> f32 {
+        avx2!({
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const f32) {
+        // SAFETY: a prefetch of any address is only a hint; SSE is in the baseline.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+}

@@ -1,0 +1,180 @@
+//! AVX-512 (F, BW, DQ, VL): 16 lanes, 32 registers, masked loads and stores.
+
+use std::arch::x86_64::*;
+
+use crate::cpu::simd::{Kernel, Simd};
+
+/// AVX-512 with F, BW, DQ and VL.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+const LANES: usize = 16;
+
+/// Runs intrinsics in a method of the token.
+macro_rules! avx512 {
+    ($code:expr) => {
+        // SAFETY: `self` exists, so `new` found AVX-512 F, BW, DQ and VL.
+        unsafe { $code }
+    };
+}
+
+/// The first `len < 16` lanes.
+#[inline(always)]
+fn first_lanes(len: usize) -> __mmask16 {
+    (1 << len) - 1
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = LANES;
+    const TILE_ROWS: usize = 12;
+    type F32 = __m512;
+    type Mask = __mmask16;
+
+    fn new() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl"))
+        .then_some(Avx512(()))
+    }
+
+    #[inline]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn shell<K: Kernel>(kernel: K, simd: Avx512) -> K::Output {
+            kernel.run(simd)
+        }
+        avx512!(shell(kernel, self))
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        avx512!(_mm512_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn load_or(self, x: &[f32], fill: f32) -> __m512 {
+        if x.len() >= LANES {
+            // SAFETY: AVX-512 is there as `self` is, and `x` has `LANES` elements.
+            unsafe { _mm512_loadu_ps(x.as_ptr()) }
+        } else {
+            // SAFETY: AVX-512 is there as `self` is; only the lanes that `x` has are read.
+            unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(x.len()), x.as_ptr()) }
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, y: &mut [f32], v: __m512) {
+        if y.len() >= LANES {
+            // SAFETY: AVX-512 is there as `self` is, and `y` has `LANES` elements.
+            unsafe { _mm512_storeu_ps(y.as_mut_ptr(), v) }
+        } else {
+            // SAFETY: AVX-512 is there as `self` is; only the lanes that `y` has are written.
+            unsafe { _mm512_mask_storeu_ps(y.as_mut_ptr(), first_lanes(y.len()), v) }
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        avx512!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        avx512!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+
+    #[inline(always)]
+    fn copysign(self, a: __m512, sign: __m512) -> __m512 {
+        avx512!({
+            let bit = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_and_ps(bit, sign), _mm512_andnot_ps(bit, a))
+        })
+    }
+
+    #[inline(always)]
+    fn lt(self, a: __m512, b: __m512) -> __mmask16 {
+        avx512!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b))
+    }
+
+    #[inline(always)]
+    fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
+        avx512!(_mm512_mask_blend_ps(mask, b, a))
+    }
+
+    #[inline(always)]
+    fn pow2(self, n: __m512) -> __m512 {
+        avx512!({
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        })
+    }
+
+    #[inline(always)]
+    fn frexp(self, a: __m512) -> (__m512, __m512) {
+        avx512!({
+            let bits = _mm512_castps_si512(a);
+            let mantissa = _mm512_and_si512(bits, _mm512_set1_epi32(0x007f_ffff));
+            let mantissa = _mm512_or_si512(mantissa, _mm512_set1_epi32(0x3f00_0000));
+            let exponent = _mm512_sub_epi32(_mm512_srli_epi32::<23>(bits), _mm512_set1_epi32(126));
+            (_mm512_castsi512_ps(mantissa), _mm512_cvtepi32_ps(exponent))
+        })
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        avx512!({
+            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+
+    #[inline(always)]
+    fn max_lane(self, a: __m512) -> f32 {
+        avx512!({
+            let a = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const f32) {
+        // SAFETY: a prefetch of any address is only a hint; SSE is in the baseline.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+}

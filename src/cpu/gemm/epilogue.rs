@@ -1,0 +1,65 @@
+//! What is fused behind a matrix product.
+
+use crate::cpu::parallel::Tile;
+use crate::cpu::simd::{Kernel, Simd, gelu};
+
+/// What becomes of the sums.
+#[derive(Clone, Copy)]
+pub enum Epilogue<'a> {
+    /// `y = x W`.
+    Store,
+    /// `y += x W`: the sums start from `y`.
+    Accumulate,
+    /// `y = x W + b`.
+    Bias(&'a [f32]),
+    /// `y = gelu_new(x W + b)`.
+    BiasGelu(&'a [f32]),
+    /// `y = residual + (x W + b)`.
+    BiasResidual(&'a [f32], &'a [f32]),
+}
+
+impl Epilogue<'_> {
+    /// Whether the sums start from what `y` holds.
+    pub fn accumulates(&self) -> bool {
+        matches!(self, Epilogue::Accumulate)
+    }
+}
+
+/// Applies an epilogue to a tile that holds the sums; `outputs` is the width of the whole matrix.
+pub struct Finish<'a, 'b> {
+    pub tile: &'a mut Tile<'b>,
+    pub outputs: usize,
+    pub epilogue: Epilogue<'a>,
+}
+
+impl Kernel for Finish<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Finish { tile, outputs, epilogue } = self;
+        for row in tile.rows() {
+            let cols = tile.cols();
+            let y = tile.row(row).chunks_mut(S::LANES);
+            match epilogue {
+                Epilogue::Store | Epilogue::Accumulate => return,
+                Epilogue::Bias(bias) => {
+                    for (y, b) in y.zip(bias[cols].chunks(S::LANES)) {
+                        s.store(y, s.add(s.load(y), s.load(b)));
+                    }
+                }
+                Epilogue::BiasGelu(bias) => {
+                    for (y, b) in y.zip(bias[cols].chunks(S::LANES)) {
+                        s.store(y, gelu(s, s.add(s.load(y), s.load(b))));
+                    }
+                }
+                Epilogue::BiasResidual(bias, residual) => {
+                    let residual = residual[row * outputs..][cols.clone()].chunks(S::LANES);
+                    for ((y, b), r) in y.zip(bias[cols].chunks(S::LANES)).zip(residual) {
+                        s.store(y, s.add(s.load(r), s.add(s.load(y), s.load(b))));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The matrix product over packed panels, for any [`Simd`].
+//!
+//! The weight lies in panels two vectors wide. The register tile is `TILE_ROWS` rows by one panel; it walks down the
+//! panel, one broadcast of `x` and two multiply-adds a row and input.
+//!
+//! Few rows: the panels are read once, front to back, at the speed of memory; the columns are divided among threads.
+//! Many rows: a task takes a block of rows and packs it as the tile reads it, `DEPTH` inputs at a time, so that a piece
+//! of a panel stays in the first-level cache while the block's tiles pass over it. Between pieces the sums rest in `y`,
+//! which loses nothing: the blocking never shows in the result.
+
+use super::epilogue::Finish;
+use super::{Epilogue, Gemm, Weight};
+use crate::backend::Matrix;
+use crate::cpu::parallel::{Pool, Tile, with_scratch};
+use crate::cpu::simd::{Kernel, Simd};
+
+/// Inputs of a pass, chosen so that a piece of a panel and two tiles of `x` fit in the first-level cache.
+const DEPTH: usize = 192;
+/// Register tiles in a block of rows, chosen so that the packed block takes a fraction of the second-level cache.
+const BLOCK_TILES: usize = 12;
+/// Multiply-adds below which a product stays on the calling thread.
+const SERIAL: usize = 1 << 18;
+/// How far ahead of its use the weight is asked for, in floats.
+const PREFETCH: usize = 1024;
+
+/// The product over panels with the instructions of `S`.
+pub struct Panel<S> {
+    simd: S,
+    name: &'static str,
+}
+
+impl<S: Simd> Panel<S> {
+    const WIDTH: usize = 2 * S::LANES;
+
+    /// For the registry.
+    pub fn boxed(name: &'static str) -> Option<Box<dyn Gemm>> {
+        S::new().map(|simd| Box::new(Panel { simd, name }) as Box<dyn Gemm>)
+    }
+
+    /// Rows and columns of a task.
+    fn plan(&self, rows: usize, w: &Weight, threads: usize) -> (usize, usize) {
+        let all = (rows.max(1), w.outputs.max(1));
+        if threads == 1 || rows * w.inputs * w.outputs < SERIAL {
+            return (all.0.min(BLOCK_TILES * S::TILE_ROWS), all.1);
+        }
+        // A few tasks a thread even out what else the machine does. Rows are divided first, as each task packs its rows.
+        let tasks = 4 * threads;
+        let tiles = rows.div_ceil(S::TILE_ROWS);
+        let tiles_per_block = tiles.div_ceil(tasks).max(tiles.min(BLOCK_TILES / 3)).min(BLOCK_TILES);
+        let blocks = tiles.div_ceil(tiles_per_block);
+        let panels = w.outputs.div_ceil(Self::WIDTH);
+        let panels_per_task = panels.div_ceil(tasks.div_ceil(blocks)).max(1);
+        (tiles_per_block * S::TILE_ROWS, panels_per_task * Self::WIDTH)
+    }
+
+    /// Computes one tile of `y`.
+    fn block(&self, mut tile: Tile<'_>, x: &[f32], w: &Weight, epilogue: Epilogue<'_>) {
+        let (rows, inputs) = (tile.rows(), w.inputs);
+        let single = rows.len() <= S::TILE_ROWS;
+        let depth = if single { inputs.max(1) } else { DEPTH };
+        with_scratch(rows.len() * depth.min(inputs), |scratch| {
+            // At least one pass, so that without inputs the sums are zero.
+            for first in (0..inputs.max(1)).step_by(depth) {
+                let end = inputs.min(first + depth);
+                let x = if rows.len() == 1 {
+                    &x[rows.start * inputs..][first..end]
+                } else {
+                    let packed = &mut scratch[..rows.len() * (end - first)];
+                    for (start, len) in split::<S>(rows.len()) {
+                        let packed = &mut packed[start * (end - first)..][..len * (end - first)];
+                        pack(packed, &x[(rows.start + start) * inputs..], inputs, first, len);
+                    }
+                    packed
+                };
+                let load = first > 0 || epilogue.accumulates();
+                for col in tile.cols().step_by(Self::WIDTH) {
+                    let panel = w.panel(col / Self::WIDTH, Self::WIDTH);
+                    let panel = &panel[first * Self::WIDTH..end * Self::WIDTH];
+                    for (start, len) in split::<S>(rows.len()) {
+                        let x = &x[start * (end - first)..][..len * (end - first)];
+                        self.micro(&mut tile, (rows.start + start, len, col), x, panel, load);
+                    }
+                }
+            }
+        });
+        self.simd.vectorize(Finish { tile: &mut tile, outputs: w.outputs, epilogue });
+    }
+
+    /// Picks the register tile for `len` rows.
+    fn micro(&self, tile: &mut Tile<'_>, (row, len, col): (usize, usize, usize), x: &[f32], w: &[f32], load: bool) {
+        macro_rules! pick {
+            ($($m:literal)*) => {
+                match len {
+                    $($m if $m <= S::TILE_ROWS => self.simd.vectorize(Micro::<$m> { tile, row, col, x, w, load }),)*
+                    _ => unreachable!("a tile has at most {} rows", S::TILE_ROWS),
+                }
+            };
+        }
+        pick!(1 2 3 4 5 6 7 8 9 10 11 12)
+    }
+}
+
+impl<S: Simd> Gemm for Panel<S> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn prepare(&self, pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Weight {
+        Weight::panels(pool, matrix, transposed, Self::WIDTH)
+    }
+
+    fn multiply(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, epilogue: Epilogue<'_>) {
+        let x = &x[..rows * w.inputs];
+        let block = self.plan(rows, w, pool.threads());
+        pool.tiles(y, (rows, w.outputs), block, |tile| self.block(tile, x, w, epilogue));
+    }
+}
+
+/// Divides rows into register tiles of nearly the same height, as `(start, len)`.
+fn split<S: Simd>(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let tiles = rows.div_ceil(S::TILE_ROWS);
+    (0..tiles).map(move |i| (rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles))
+}
+
+/// Interleaves `rows` rows of `x`, from column `first` on: `packed[k · rows + r] = x[r, first + k]`.
+fn pack(packed: &mut [f32], x: &[f32], width: usize, first: usize, rows: usize) {
+    // As many columns at a time as a cache line holds.
+    const STEP: usize = 16;
+    for (step, slots) in packed.chunks_mut(STEP * rows).enumerate() {
+        let (first, count) = (first + step * STEP, slots.len() / rows);
+        for r in 0..rows {
+            for (slot, x) in slots[r..].iter_mut().step_by(rows).zip(&x[r * width + first..][..count]) {
+                *slot = *x;
+            }
+        }
+    }
+}
+
+/// The register tile: `y[row.., col..] (+)= x w` for `M` rows and one panel; `x` packed, `w` a piece of the panel.
+struct Micro<'a, 'b, const M: usize> {
+    tile: &'a mut Tile<'b>,
+    row: usize,
+    col: usize,
+    x: &'a [f32],
+    w: &'a [f32],
+    /// Whether the sums start from `y`.
+    load: bool,
+}
+
+impl<const M: usize> Kernel for Micro<'_, '_, M> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Micro { tile, row, col, x, w, load } = self;
+        let cols = col..tile.cols().end.min(col + 2 * S::LANES);
+        let middle = S::LANES.min(cols.len());
+        let mut sums = [[s.splat(0.0); 2]; M];
+        if load {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let (left, right) = tile.part(row + r, cols.clone()).split_at(middle);
+                *sums = [s.load(left), s.load(right)];
+            }
+        }
+        for (x, w) in x.as_chunks::<M>().0.iter().zip(w.chunks_exact(2 * S::LANES)) {
+            if M <= 4 {
+                s.prefetch(w.as_ptr().wrapping_add(PREFETCH));
+                s.prefetch(w.as_ptr().wrapping_add(PREFETCH + S::LANES));
+            }
+            let (left, right) = (s.load(&w[..S::LANES]), s.load(&w[S::LANES..]));
+            for r in 0..M {
+                let x = s.splat(x[r]);
+                sums[r] = [s.fma(x, left, sums[r][0]), s.fma(x, right, sums[r][1])];
+            }
+        }
+        for (r, [a, b]) in sums.into_iter().enumerate() {
+            let (left, right) = tile.part(row + r, cols.clone()).split_at_mut(middle);
+            s.store(left, a);
+            s.store(right, b);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The CPU backend: f32, vector kernels chosen at run time, weights packed for the matrix product.
+//!
+//! Layers, each using those before it: `arch` (intrinsics), [`simd`] (kernels written once), [`gemm`] (matrix products), `ops` (the
+//! groups of operations of [`backend`](crate::backend)). A result depends neither on the number of threads nor on the
+//! batch that a row is computed in: every sum runs in an order given by its own length.
+
+mod arch;
+mod buffer;
+pub mod gemm;
+mod isa;
+mod ops;
+mod parallel;
+pub mod simd;
+
+pub use buffer::Buffer;
+pub use isa::{Features, Isa};
+
+use std::num::NonZero;
+use std::thread::available_parallelism;
+
+use crate::backend::{HostFloat, Matrix, Role, Storage};
+use crate::error::{Error, Result};
+use gemm::{Gemm, Weight};
+use parallel::Pool;
+use simd::{Kernel, Token};
+
+/// How to run on the CPU; the default is to use all of it.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Threads that work on an operation together.
+    pub threads: Option<usize>,
+    /// Use no instruction set beyond this one.
+    pub isa_cap: Option<Isa>,
+    /// The matrix product of this name in [`gemm::REGISTRY`], instead of the first that the instruction set allows.
+    pub gemm: Option<String>,
+}
+
+impl Options {
+    /// Fills in what is open from `DELLA_THREADS`, `DELLA_ISA` and `DELLA_GEMM`.
+    ///
+    /// # Errors
+    /// A variable whose value is not one of the choices.
+    pub fn or_env(self) -> Result<Self> {
+        let named = |name: &str, e: Error| match e {
+            Error::Input { message, .. } => Error::input(name, message),
+            e => e,
+        };
+        let var = |name: &str| match std::env::var(name) {
+            Ok(value) => Ok(Some(value)),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(e) => Err(Error::input(name, e)),
+        };
+        let threads = match var("DELLA_THREADS")? {
+            Some(n) => Some(n.parse().map_err(|_| Error::input("DELLA_THREADS", format!("{n:?} is not a number")))?),
+            None => None,
+        };
+        let isa = var("DELLA_ISA")?.map(|name| name.parse().map_err(|e| named("DELLA_ISA", e))).transpose()?;
+        let gemm = var("DELLA_GEMM")?;
+        if let Some(name) = &gemm {
+            gemm::find(name).map_err(|e| named("DELLA_GEMM", e))?;
+        }
+        Ok(Options { threads: self.threads.or(threads), isa_cap: self.isa_cap.or(isa), gemm: self.gemm.or(gemm) })
+    }
+}
+
+/// The CPU as a backend: an instruction set, a matrix product and a pool of threads.
+pub struct Cpu {
+    isa: Isa,
+    token: Token,
+    gemm: Box<dyn Gemm>,
+    pool: Pool,
+}
+
+impl Cpu {
+    /// Picks the fastest instruction set and matrix product that the options leave.
+    ///
+    /// # Errors
+    /// A matrix product that is unknown, or that needs more than the instruction set; no threads.
+    pub fn new(options: Options) -> Result<Self> {
+        let cap = options.isa_cap.unwrap_or(Isa::Avx512);
+        let isa = Isa::available().filter(|isa| *isa <= cap).max().unwrap_or(Isa::Portable);
+        let missing = || Error::Unsupported(format!("the processor lacks {isa}"));
+        let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
+        Ok(Cpu {
+            isa,
+            token: isa.token().ok_or_else(missing)?,
+            gemm: gemm::select(options.gemm.as_deref(), isa)?,
+            pool: Pool::new(threads)?,
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The name of the matrix product in use.
+    pub fn gemm(&self) -> &'static str {
+        self.gemm.name()
+    }
+
+    /// Threads that work on an operation together.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Runs `kernel` with the instruction set in use.
+    #[inline]
+    fn run<K: Kernel>(&self, kernel: K) -> K::Output {
+        self.token.run(kernel)
+    }
+}
+
+impl Storage for Cpu {
+    type Act = Buffer<f32>;
+    type Real = Buffer<f32>;
+    type Ids = Buffer<u32>;
+    type Weight = Weight;
+
+    fn act(&self, len: usize) -> Result<Buffer<f32>> {
+        Ok(Buffer::zeroed(len))
+    }
+
+    fn real(&self, len: usize) -> Result<Buffer<f32>> {
+        Ok(Buffer::zeroed(len))
+    }
+
+    fn ids(&self, len: usize) -> Result<Buffer<u32>> {
+        Ok(Buffer::zeroed(len))
+    }
+
+    fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Weight> {
+        let found = matrix.data.len();
+        if matrix.rows.checked_mul(matrix.cols) != Some(found) {
+            return Err(Error::input("matrix", format!("{} x {} has {found} values", matrix.rows, matrix.cols)));
+        }
+        Ok(match role {
+            Role::Table => Weight::table(matrix),
+            Role::Linear => self.gemm.prepare(&self.pool, matrix, false),
+            Role::Latent | Role::TiedTable => self.gemm.prepare(&self.pool, matrix, true),
+        })
+    }
+
+    fn write_real(&self, dst: &mut Buffer<f32>, src: &[f32]) {
+        dst[..src.len()].copy_from_slice(src);
+    }
+
+    fn write_ids(&self, dst: &mut Buffer<u32>, src: &[u32]) {
+        dst[..src.len()].copy_from_slice(src);
+    }
+
+    fn read_act<F: HostFloat>(&self, dst: &mut [F], src: &Buffer<f32>) {
+        self.read_real(dst, src);
+    }
+
+    fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Buffer<f32>) {
+        let len = dst.len();
+        for (dst, src) in dst.iter_mut().zip(&src[..len]) {
+            *dst = F::from_f32(*src);
+        }
+    }
+}

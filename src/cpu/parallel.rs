@@ -1,0 +1,232 @@
+//! Work divided among threads, over disjoint parts of the outputs.
+//!
+//! How work is cut and which thread gets which part never decides about a result: each part is computed by the same code
+//! in the same order. A part should be worth some microseconds; an op with a single part runs on the calling thread.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::cpu::buffer::Buffer;
+use crate::error::{Error, Result};
+
+/// The calling thread and its helpers.
+pub struct Pool {
+    /// All threads but the calling one; none if it works alone.
+    helpers: Option<ThreadPool>,
+    threads: usize,
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the calling one included.
+    pub fn new(threads: usize) -> Result<Self> {
+        if threads == 0 {
+            return Err(Error::input("threads", "0 threads cannot work; give at least 1"));
+        }
+        let helpers = (threads > 1)
+            .then(|| ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|i| format!("della-cpu-{}", i + 1)))
+            .map(ThreadPoolBuilder::build)
+            .transpose()
+            .map_err(|e| Error::Unsupported(format!("cannot start {threads} threads: {e}")))?;
+        Ok(Pool { helpers, threads })
+    }
+
+    /// Threads that work together.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Calls `task(0)` to `task(tasks − 1)`, each once, in any order and on any thread.
+    pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+        let Some(helpers) = self.helpers.as_ref().filter(|_| tasks > 1) else {
+            return (0..tasks).for_each(task);
+        };
+        let next = AtomicUsize::new(0);
+        let drain = || {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= tasks {
+                    break;
+                }
+                task(i);
+            }
+        };
+        helpers.in_place_scope(|scope| {
+            for _ in 1..self.threads.min(tasks) {
+                scope.spawn(|_| drain());
+            }
+            drain();
+        });
+    }
+
+    /// Cuts matrices of `rows` rows, each given with its width, into blocks of at most `block` rows and calls
+    /// `task(first row, blocks)` for each.
+    pub fn rows<const N: usize>(
+        &self,
+        rows: usize,
+        block: usize,
+        outputs: [(&mut [f32], usize); N],
+        task: impl Fn(usize, [&mut [f32]; N]) + Sync,
+    ) {
+        let outputs = outputs.map(|(data, width)| {
+            let len = rows * width;
+            (Shared::new(&mut data[..len]), width)
+        });
+        self.run(rows.div_ceil(block), |i| {
+            let (first, end) = (i * block, rows.min((i + 1) * block));
+            // SAFETY: block `i` is passed to one call only, and no two blocks share rows.
+            task(first, outputs.each_ref().map(|(data, width)| unsafe { data.get(first * width..end * width) }));
+        });
+    }
+
+    /// Cuts the row-major matrix `y (rows, cols)` into tiles of at most `block` = (rows, columns) and calls `task` for each.
+    pub fn tiles(
+        &self,
+        y: &mut [f32],
+        (rows, cols): (usize, usize),
+        block: (usize, usize),
+        task: impl Fn(Tile<'_>) + Sync,
+    ) {
+        let data = Shared::new(&mut y[..rows * cols]);
+        let down = rows.div_ceil(block.0);
+        self.run(down * cols.div_ceil(block.1), |i| {
+            let (row, col) = (i % down * block.0, i / down * block.1);
+            let rows = row..rows.min(row + block.0);
+            let cols_end = cols.min(col + block.1);
+            // Task `i` alone gets this tile, which shares no element with another.
+            task(Tile { data: &data, stride: cols, rows, cols: col..cols_end });
+        });
+    }
+}
+
+/// A rectangle of a matrix that one task may write.
+pub struct Tile<'a> {
+    data: &'a Shared<'a>,
+    stride: usize,
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+impl Tile<'_> {
+    /// Rows of the matrix in this tile.
+    pub fn rows(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
+    /// Columns of the matrix in this tile.
+    pub fn cols(&self) -> Range<usize> {
+        self.cols.clone()
+    }
+
+    /// The tile's part of row `row`, counted in the whole matrix.
+    #[inline(always)]
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        let cols = self.cols();
+        self.part(row, cols)
+    }
+
+    /// Columns `cols` of row `row`, both counted in the whole matrix and inside the tile.
+    #[inline(always)]
+    pub fn part(&mut self, row: usize, cols: Range<usize>) -> &mut [f32] {
+        assert!(self.rows.contains(&row) && self.cols.start <= cols.start && cols.end <= self.cols.end);
+        // SAFETY: no other tile has this part, and `&mut self` keeps this one from giving it out twice.
+        unsafe { self.data.get(row * self.stride + cols.start..row * self.stride + cols.end) }
+    }
+
+    /// The first element and the distance between rows, for code that takes pointers.
+    pub fn as_mut_ptr(&mut self) -> (*mut f32, usize) {
+        let (first, cols) = (self.rows.start, self.cols());
+        (self.part(first, cols).as_mut_ptr(), self.stride)
+    }
+}
+
+/// A mutable slice that is handed out in parts, to several threads.
+struct Shared<'a> {
+    data: *mut f32,
+    len: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it only passes on parts of a `&mut [f32]`, which is `Send`; `get` demands that they be disjoint.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    fn new(data: &'a mut [f32]) -> Self {
+        Shared { data: data.as_mut_ptr(), len: data.len(), lifetime: PhantomData }
+    }
+
+    /// The elements of `range`.
+    ///
+    /// # Safety
+    /// No element of the range may be in another part that is still in use.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)] // the point of the type; the parts are disjoint
+    unsafe fn get(&self, range: Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: the range lies inside the slice, and the caller keeps the parts disjoint.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
+    }
+}
+
+/// Calls `f` with `len` floats of this thread's scratch memory, whose content is left over from earlier calls.
+pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static SCRATCH: Cell<Option<Buffer<f32>>> = const { Cell::new(None) };
+    }
+    // Taken out while in use: a nested call gets a buffer of its own.
+    let mut buffer =
+        SCRATCH.take().filter(|b| b.len() >= len).unwrap_or_else(|| Buffer::zeroed(len.next_power_of_two()));
+    let result = f(&mut buffer[..len]);
+    SCRATCH.set(Some(buffer));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_and_tile_is_visited_once() {
+        for threads in [1, 2, 5] {
+            let pool = Pool::new(threads).unwrap();
+            for (rows, cols, block) in
+                [(0, 3, (1, 1)), (1, 1, (4, 4)), (7, 5, (2, 3)), (16, 8, (4, 8)), (5, 9, (99, 2))]
+            {
+                let mut y = vec![0.0; rows * cols + 3];
+                pool.tiles(&mut y, (rows, cols), block, |mut tile| {
+                    for row in tile.rows() {
+                        let first = tile.cols().start;
+                        for (i, v) in tile.row(row).iter_mut().enumerate() {
+                            *v += (row * cols + first + i) as f32 + 1.0;
+                        }
+                    }
+                });
+                let mut count = vec![0.0; rows];
+                pool.rows(rows, block.0, [(&mut y, cols), (&mut count, 1)], |first, [y, count]| {
+                    for (i, (y, count)) in y.chunks_mut(cols).zip(count).enumerate() {
+                        y.iter_mut().for_each(|v| *v += 0.5);
+                        *count += (first + i) as f32;
+                    }
+                });
+                let expected = (0..rows * cols + 3).map(|i| if i < rows * cols { i as f32 + 1.5 } else { 0.0 });
+                assert!(y.iter().copied().eq(expected), "{rows}x{cols} in {block:?} on {threads}: {y:?}");
+                assert!(count.iter().enumerate().all(|(i, c)| *c == i as f32));
+            }
+        }
+        assert!(Pool::new(0).is_err());
+    }
+
+    #[test]
+    fn nested_scratch_is_separate() {
+        with_scratch(8, |a| {
+            a.fill(1.0);
+            with_scratch(8, |b| b.fill(2.0));
+            assert!(a.iter().all(|x| *x == 1.0));
+        });
+        with_scratch(1000, |a| assert_eq!(a.len(), 1000));
+    }
+}
