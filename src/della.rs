@@ -228,6 +228,19 @@ impl Della {
         Ok(SentenceIds { condition, sentence })
     }
 
+    /// What a conditional model reads before it writes about `entities`: `name <ENT> type <ENS> … <BOS>`.
+    ///
+    /// # Errors
+    /// An unconditional model; entities that cannot be a condition, or that fill all of the model's positions.
+    pub fn condition(&self, entities: &[Entity]) -> Result<Vec<u32>> {
+        let ids = condition_ids(&self.tokenizer, entities)?;
+        let (len, limit) = (ids.len(), self.config().dims.positions);
+        match len <= limit {
+            true => Ok(ids),
+            false => Err(Error::input("entities", format!("have {len} tokens; this model reads at most {limit}"))),
+        }
+    }
+
     fn posterior_condition(&self, entities: &[Entity]) -> Result<Vec<u32>> {
         if self.config().dims.conditional {
             return training_condition_ids(&self.tokenizer, entities);
@@ -386,7 +399,7 @@ impl Della {
     /// # Errors
     /// An unconditional model; entities that cannot be a condition.
     pub fn generate(&self, entities: &[Entity], count: usize, options: &Options) -> Result<Vec<String>> {
-        let condition = condition_ids(&self.tokenizer, entities)?;
+        let condition = self.condition(entities)?;
         let numbers: Vec<u64> = (0..count).map(|i| row_number(0, i)).collect();
         let ids = self.generate_ids(&vec![condition; count], &numbers, options, &mut proceed)?;
         ids.iter().map(|ids| self.text(ids, options)).collect()

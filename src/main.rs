@@ -1,1 +1,9 @@
-fn main() {}
+//! The `della` command: parse, run, exit code.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}
