@@ -176,7 +176,7 @@ impl<'m, B: Backend> Session<'m, B> {
         let longest = request.prefixes.iter().map(Vec::len).max().unwrap_or(1);
         let budget = longest.max(slots);
         // the last token is never read back, so it needs no place in the cache
-        let capacity = (longest + request.max_length - 1).min(dims.positions);
+        let capacity = longest.saturating_add(request.max_length - 1).min(dims.positions);
         let z = upload_latents(backend, request.z)?;
         Ok(Session {
             model,

@@ -8,7 +8,10 @@ use rayon::prelude::*;
 use super::params::Spec;
 use super::{Config, Model};
 use crate::backend::{Backend, Matrix};
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// Parameters that are read at the same time at most: each is held twice until it is prepared.
+const READERS: usize = 4;
 
 enum Leaf<M, V> {
     Matrix(M),
@@ -27,7 +30,7 @@ impl<B: Backend> Model<B> {
         read: &(dyn Fn(&Spec) -> Result<Cow<'a, [f32]>> + Sync),
     ) -> Result<Self> {
         let specs = config.specs();
-        let prepare = |spec: &&Spec| {
+        let prepare = |spec: &Spec| -> Result<_> {
             let data = read(spec)?;
             debug_assert_eq!(data.len(), spec.len());
             Ok(match spec.role {
@@ -38,9 +41,16 @@ impl<B: Backend> Model<B> {
                 None => Leaf::Vector(backend.real_from(&data)?),
             })
         };
-        let leaves: Vec<Leaf<B::Weight, B::Real>> = specs.list().par_iter().map(prepare).collect::<Result<_>>()?;
+        let threads = rayon::current_num_threads().min(READERS);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|e| Error::Unsupported(format!("no threads to read the model with: {e}")))?;
+        // in order, so that the two largest, far apart in the list, are not held at the same time
+        let list = specs.list().into_iter().enumerate().par_bridge();
+        let prepared = || list.map(|(i, spec)| Ok((i, prepare(spec)?))).collect::<Result<Vec<_>>>();
+        let mut leaves = pool.install(prepared)?;
+        leaves.sort_unstable_by_key(|(i, _)| *i);
         let leaves = RefCell::new(leaves.into_iter());
-        let next = || leaves.borrow_mut().next().expect("one leaf for each spec");
+        let next = || leaves.borrow_mut().next().expect("one leaf for each spec").1;
         let params = specs.try_map::<_, _, std::convert::Infallible>(
             &mut |_| match next() {
                 Leaf::Matrix(matrix) => Ok(matrix),

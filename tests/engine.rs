@@ -1,0 +1,208 @@
+//! Requests to a model: what a row gives depends on the row alone, however it is computed.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use della::backend::{CacheRows, Spans, Storage};
+use della::cpu::{Cpu, Options};
+use della::engine::{Engine, read_config};
+use della::generate::Sampling;
+use della::generate::session::{Choice, Request, upload_latents};
+use della::io::checkpoint::Checkpoint;
+use della::model::Model;
+use della::model::acts::StackActs;
+use della::model::cache::Cache;
+use della::model::encode::Row;
+use della::model::stack::Tokens;
+use della::rng::{Rng, Stream};
+use ndarray::{Array3, Axis, s};
+
+fn model(threads: usize) -> Model<Cpu> {
+    let dir = Path::new("tests/fixtures/vae");
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let config = read_config(dir, &checkpoint).unwrap();
+    let cpu = Cpu::new(Options { threads: Some(threads), ..Options::default() }).unwrap();
+    Model::load(cpu, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
+}
+
+/// Rows of random ids with many lengths.
+fn rows(model: &Model<Cpu>, count: usize) -> Vec<Vec<u32>> {
+    let dims = &model.config.dims;
+    let draw = |row: usize, step: usize| Rng::new(5, Stream::Init, row as u64).words(step as u32)[0] as usize;
+    (0..count)
+        .map(|row| (0..1 + draw(row, 0) % dims.positions).map(|t| (draw(row, 1 + t) % dims.vocab) as u32).collect())
+        .collect()
+}
+
+fn latents(model: &Model<Cpu>, rows: usize) -> Array3<f32> {
+    let dims = &model.config.dims;
+    let mut z = vec![0.0; rows * dims.layers * dims.latent];
+    Rng::new(9, Stream::Latent, 0).fill_normal(&mut z);
+    Array3::from_shape_vec((rows, dims.layers, dims.latent), z).unwrap()
+}
+
+fn bits(values: impl IntoIterator<Item = f32>) -> Vec<u32> {
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_row_alone_encodes_to_the_same_bits_as_in_a_batch() {
+    let (one, two) = (model(1), model(2));
+    let ids = rows(&one, 32);
+    let sentence = |ids| Row { condition: &[], sentence: ids };
+    let batch: Vec<Row<'_>> = ids.iter().map(|ids| sentence(ids)).collect();
+    let together = two.encode(&batch, None, 0.0).unwrap();
+    for (i, row) in batch.iter().enumerate() {
+        let alone = one.encode(&[*row], None, 0.0).unwrap();
+        assert_eq!(bits(alone.z), bits(together.z.slice(s![i..i + 1, .., ..]).iter().copied()), "row {i}");
+        let kl = together.kl.as_ref().unwrap().slice(s![i..i + 1, ..]).to_owned();
+        assert_eq!(bits(alone.kl.unwrap()), bits(kl), "row {i}");
+    }
+}
+
+#[test]
+fn a_row_alone_decodes_to_the_same_bits_as_in_a_batch() {
+    let (one, two) = (model(1), model(2));
+    let ids = rows(&one, 32);
+    let z = latents(&one, 32);
+    let borrowed: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let together = two.logits(&borrowed, z.view()).unwrap();
+    for (i, ids) in borrowed.iter().enumerate() {
+        let alone = one.logits(&[ids], z.slice_axis(Axis(0), (i..i + 1).into())).unwrap();
+        assert_eq!(bits(alone[0].iter().copied()), bits(together[i].iter().copied()), "row {i}");
+    }
+}
+
+/// Reads each row in pieces of one to three tokens through the cache; the logits are those of the whole row at once.
+#[test]
+fn cached_decoding_gives_the_bits_of_uncached_decoding() {
+    let model = model(2);
+    let (backend, dims) = (&model.backend, &model.config.dims);
+    let ids: Vec<Vec<u32>> = rows(&model, 8).into_iter().filter(|ids| ids.len() >= 6).collect();
+    let z = latents(&model, ids.len());
+    let borrowed: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let whole = model.logits(&borrowed, z.view()).unwrap();
+
+    let fusion = model.fusion(&upload_latents(backend, z.view()).unwrap(), ids.len()).unwrap();
+    let mut cache = Cache::new(backend, dims, ids.len(), dims.positions).unwrap();
+    let mut acts = StackActs::new(backend, dims, 3 * ids.len()).unwrap();
+    let mut done = vec![0; ids.len()];
+    for step in 0.. {
+        let pieces: Vec<(usize, usize)> = (0..ids.len())
+            .filter(|&row| done[row] < ids[row].len())
+            .map(|row| (row, (1 + (row + step) % 3).min(ids[row].len() - done[row])))
+            .collect();
+        if pieces.is_empty() {
+            break;
+        }
+        let slots: Vec<u32> = pieces.iter().map(|(row, _)| *row as u32).collect();
+        let past: Vec<u32> = pieces.iter().map(|(row, _)| done[*row] as u32).collect();
+        let new: Vec<u32> = pieces.iter().flat_map(|&(row, n)| ids[row][done[row]..done[row] + n].to_vec()).collect();
+        let positions: Vec<u32> =
+            pieces.iter().flat_map(|&(row, n)| done[row] as u32..(done[row] + n) as u32).collect();
+        let tokens = Tokens::new(backend, &new, &positions).unwrap();
+        let latents = backend.ids_from(&slots).unwrap();
+        let rows = CacheRows {
+            spans: Spans::of_lengths(backend, pieces.iter().map(|(_, n)| *n)).unwrap(),
+            slots: backend.ids_from(&slots).unwrap(),
+            past: backend.ids_from(&past).unwrap(),
+            capacity: cache.capacity,
+        };
+        model.decoder_cached_fwd(&mut acts, &mut cache, &tokens, &rows, &fusion, &latents);
+        let mut logits = backend.real(new.len() * dims.vocab).unwrap();
+        della::backend::LinearOps::head_fwd(backend, &mut logits, &acts.output, &model.params.decoder.wte, new.len());
+        let mut host = vec![0f32; new.len() * dims.vocab];
+        backend.read_real(&mut host, &logits);
+        let mut host = host.chunks(dims.vocab);
+        for (row, n) in pieces {
+            for t in done[row]..done[row] + n {
+                let wanted = bits(whole[row].row(t).iter().copied());
+                assert_eq!(bits(host.next().unwrap().iter().copied()), wanted, "row {row}, token {t}");
+            }
+            done[row] += n;
+        }
+    }
+}
+
+/// Many rows through few slots, in another order and number than alone: the same tokens.
+#[test]
+fn a_row_draws_the_same_tokens_in_any_company() {
+    let model = model(2);
+    let count = 12;
+    let z = latents(&model, count);
+    let prefixes: Vec<Vec<u32>> = rows(&model, count).into_iter().map(|ids| ids[..ids.len().min(5)].to_vec()).collect();
+    let numbers: Vec<u64> = (100..100 + count as u64).collect();
+    let sampling = Sampling { top_p: 0.9, temperature: 1.3, ..Sampling::default() };
+    let choice = Choice::Sample { sampling, seed: 7 };
+    let request = Request { z: z.view(), prefixes: &prefixes, rows: &numbers, choice, max_length: 20, slots: 5 };
+    let together = model.generate(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    assert!(together.iter().any(|row| *row != together[0]), "every row is the same: nothing was tested");
+    for i in 0..count {
+        let alone = Request {
+            z: z.slice_axis(Axis(0), (i..i + 1).into()),
+            prefixes: &prefixes[i..i + 1],
+            rows: &numbers[i..i + 1],
+            slots: 1,
+            ..request.clone()
+        };
+        let mut streamed = Vec::new();
+        let ids = model
+            .generate(&alone, &mut |_, id| {
+                streamed.push(id);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(ids[0], together[i], "row {i}");
+        assert_eq!(streamed, ids[0], "row {i}");
+    }
+}
+
+#[test]
+fn a_row_ends_at_the_models_last_position_and_at_the_limit() {
+    let model = model(1);
+    let z = latents(&model, 1);
+    let positions = model.config.dims.positions;
+    let length = |prefix: usize, max_length: usize| {
+        let prefixes = [vec![1; prefix]];
+        let choice = Choice::Greedy;
+        let request = Request { z: z.view(), prefixes: &prefixes, rows: &[0], choice, max_length, slots: 1 };
+        let ids = model.generate(&request, &mut |_, _| ControlFlow::Continue(())).unwrap().concat();
+        assert!(!ids.contains(&model.config.eos), "the row ended by itself: nothing was tested");
+        ids.len()
+    };
+    assert_eq!(length(3, 7), 7);
+    assert_eq!(length(3, usize::MAX), positions - 2);
+    assert_eq!(length(positions, 10), 1);
+}
+
+#[test]
+fn cancelling_stops_at_once() {
+    let model = model(1);
+    let z = latents(&model, 2);
+    let prefixes = [vec![1], vec![2]];
+    let choice = Choice::Greedy;
+    let request = Request { z: z.view(), prefixes: &prefixes, rows: &[0, 1], choice, max_length: 9, slots: 2 };
+    let mut seen = 0;
+    let result = model.generate(&request, &mut |_, _| {
+        seen += 1;
+        if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(matches!(result, Err(della::Error::Cancelled)));
+    assert_eq!(seen, 3);
+}
+
+#[test]
+fn what_the_model_cannot_read_is_refused() {
+    let model = model(1);
+    let encode = |condition: &[u32], sentence: &[u32]| {
+        model.encode(&[Row { condition, sentence }], None, 0.0).unwrap_err().to_string()
+    };
+    assert!(encode(&[], &[157]).contains("id 157 is outside the vocabulary of 157"));
+    assert!(encode(&[], &[1; 41]).contains("41 tokens; this model reads at most 40"));
+    assert!(encode(&[], &[]).contains("no tokens"));
+    assert!(encode(&[1], &[2]).contains("not a CVAE"));
+    let z = latents(&model, 1);
+    let wrong = z.slice(s![.., 1.., ..]);
+    assert!(model.logits(&[&[1]], wrong).unwrap_err().to_string().contains("[1, 4, 12] is needed"));
+}
