@@ -181,7 +181,6 @@ impl Checkpoint {
                 return Err(self.malformed(problem + "; the file is damaged or training diverged"));
             }
         }
-        self.files[tensor.file].release(tensor.span(0..tensor.elements()));
         Ok(elements)
     }
 
@@ -190,9 +189,8 @@ impl Checkpoint {
         tensor
             .read(file.bytes(), chunk.clone(), out)
             .map_err(|problem| Error::format(file.path(), format!("tensor {} {problem}", quoted(&tensor.name))))?;
-        if tensor.is_contiguous() {
-            file.release(tensor.span(chunk));
-        }
+        // From the start, because the kernel maps pages around the one that is touched, released ones among them.
+        file.release(tensor.span(0..chunk.end));
         Ok(())
     }
 

@@ -76,19 +76,26 @@ impl MappedFile {
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Content::Mapped(map) = &self.content {
-            let page = page_size();
-            let start = range.start.next_multiple_of(page);
-            let end = range.end.min(map.len()) / page * page;
-            if start < end {
-                // SAFETY: `DontNeed` would lose the content of memory that has been written to. This map is read-only
-                // and backed by a file, so a dropped page comes back with the file's bytes. The range lies inside the
-                // map: `end` is cut to its length above. Failure only means that the pages stay.
-                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            let pages = whole_pages(range, map.len(), page_size());
+            if !pages.is_empty() {
+                // SAFETY: `DontNeed` would lose the content of memory that has been written to. The pages lie inside
+                // this map, as `whole_pages` sees to, which is read-only and backed by a file, so that a dropped page
+                // comes back with the file's bytes. A failure only means that the pages stay.
+                let _ =
+                    unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, pages.start, pages.len()) };
             }
         }
         #[cfg(not(unix))]
         let _ = range;
     }
+}
+
+/// The part of `range` that is made of whole pages of a map of `len` bytes.
+#[cfg(unix)]
+fn whole_pages(range: Range<usize>, len: usize, page: usize) -> Range<usize> {
+    let end = range.end.min(len) / page * page;
+    let start = range.start.min(len).next_multiple_of(page);
+    start..end
 }
 
 #[cfg(unix)]
@@ -127,6 +134,35 @@ mod tests {
         assert!(error.contains("empty.bin: is empty"), "{error}");
         let error = MappedFile::open(&directory.path().join("absent")).unwrap_err().to_string();
         assert!(error.contains("absent"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_whole_pages_inside_the_map_are_released() {
+        for (range, len, expected) in [
+            (0..30, 30, (0, 30)),
+            (0..30, 29, (0, 20)),
+            (1..30, 30, (10, 30)),
+            (1..19, 30, (10, 10)),
+            (11..19, 30, (20, 10)),
+            (0..usize::MAX, 35, (0, 30)),
+            (usize::MAX..usize::MAX, 35, (40, 30)),
+        ] {
+            let pages = whole_pages(range.clone(), len, 10);
+            assert_eq!((pages.start, pages.end), expected, "{range:?} of {len}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || send.send(MappedFile::open(&pipe).unwrap_err().to_string()));
+        let error = receive.recv_timeout(std::time::Duration::from_secs(20)).expect("opening waits for a writer");
+        assert!(error.contains("is not a regular file"), "{error}");
     }
 
     #[cfg(unix)]

@@ -236,6 +236,7 @@ mod tests {
         for length in [u64::MAX, u64::MAX - 7, 1 << 40, MAX_HEADER as u64 + 1] {
             refused(&[&length.to_le_bytes()[..], b"{}"].concat(), "its header has");
         }
+        refused(&file(&" ".repeat(MAX_HEADER + 1), 0), "its header has");
         refused(&file("{", 0), "header: ");
         refused(&file(&"[".repeat(100_000), 0), "header: ");
         refused(&file("{\"a\":\u{1}}", 0), "header: ");

@@ -160,7 +160,7 @@ impl TensorInfo {
     }
 
     /// The flat (row-major) index ranges in which a tensor is read.
-    pub(crate) fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    pub fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let elements = self.elements();
         (0..elements).step_by(CHUNK).map(move |start| start..elements.min(start + CHUNK))
     }
@@ -182,7 +182,7 @@ impl TensorInfo {
     ///
     /// # Errors
     /// The element type cannot be read as `T`, or `file` is not the file this tensor was found in.
-    pub(crate) fn read<T: Number>(&self, file: &[u8], flat: Range<usize>, out: &mut Vec<T>) -> Result<(), String> {
+    pub fn read<T: Number>(&self, file: &[u8], flat: Range<usize>, out: &mut Vec<T>) -> Result<(), String> {
         let raw = self.raw(file, flat).ok_or("lies outside the file")?;
         if T::decode(self.dtype, &raw, out) {
             Ok(())
@@ -226,7 +226,7 @@ pub(crate) fn element_count(shape: &[usize]) -> Result<usize, String> {
 }
 
 /// What elements can be read as.
-pub(crate) trait Number: Copy {
+pub trait Number: Copy {
     /// In words, for messages.
     const KIND: &'static str;
     /// Appends the elements of `raw`; false where `dtype` cannot be read as `Self`.
