@@ -1,5 +1,10 @@
 //! The one integration binary: a module per topic.
 
+/// Inputs, comparisons and plain f64 versions of the ops.
+mod util;
+
+/// Every CPU op, instruction set and matrix product against plain loops, and bit for bit against itself.
+mod cpu_ops;
 /// Requests: a row gives the same bits in any company, cached or not.
 mod engine;
 /// Weights from files, whole and damaged.

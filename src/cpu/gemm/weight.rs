@@ -52,7 +52,7 @@ impl Weight {
             if transposed {
                 for n in 0..count {
                     let column = &matrix.data[(first + n) * inputs..][..inputs];
-                    for (slot, w) in packed[n..].iter_mut().step_by(width).zip(column) {
+                    for (slot, w) in packed.iter_mut().skip(n).step_by(width).zip(column) {
                         *slot = *w;
                     }
                 }
