@@ -107,8 +107,10 @@ pub struct SentenceIds {
 pub struct Reconstruction {
     /// The sentence as the model read it, `<BOS>` and `<EOS>` included.
     pub ids: Vec<u32>,
-    /// What came back.
+    /// What came back, as text.
     pub text: String,
+    /// What came back, with `<EOS>` where it came.
+    pub new_ids: Vec<u32>,
     /// `(L)`: divergence of the posterior from the prior in nats.
     pub kl: Array1<f32>,
 }
@@ -366,7 +368,7 @@ impl Della {
         let rows = sentences.iter().zip(outputs).zip(kl.outer_iter());
         rows.map(|((sentence, output), kl)| {
             let text = self.text(&output, options)?;
-            Ok(Reconstruction { ids: sentence.sentence.clone(), text, kl: kl.to_owned() })
+            Ok(Reconstruction { ids: sentence.sentence.clone(), text, new_ids: output, kl: kl.to_owned() })
         })
         .collect()
     }

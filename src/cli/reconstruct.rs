@@ -41,12 +41,12 @@ struct Object<'a> {
     kl: Vec<f32>,
 }
 
-/// One reconstruction, or a list where several were asked for.
+/// One reconstruction, or lists where several were asked for.
 #[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(untagged)]
 enum Back<'a> {
-    Reconstruction(&'a str),
-    Reconstructions(Vec<&'a str>),
+    One { reconstruction: &'a str, reconstruction_ids: &'a [u32] },
+    Several { reconstructions: Vec<&'a str>, reconstructions_ids: Vec<&'a [u32]> },
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -116,8 +116,11 @@ fn write(output: &mut Output, sentence: &Sentence, results: &[Reconstruction]) -
     }
     let [first, ..] = results else { return Ok(()) };
     let back = match results {
-        [only] => Back::Reconstruction(&only.text),
-        several => Back::Reconstructions(several.iter().map(|result| result.text.as_str()).collect()),
+        [only] => Back::One { reconstruction: &only.text, reconstruction_ids: &only.new_ids },
+        several => Back::Several {
+            reconstructions: several.iter().map(|result| result.text.as_str()).collect(),
+            reconstructions_ids: several.iter().map(|result| result.new_ids.as_slice()).collect(),
+        },
     };
     let Sentence { id, text, .. } = sentence;
     output.object(&Object { id, text, ids: &first.ids, back, kl: first.kl.to_vec() })
