@@ -119,28 +119,31 @@ impl Kernel for Attend<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let head_dim = self.q.len();
+        let Attend { y, scores, q, keys, values, stride } = self;
+        let head_dim = q.len();
         let scale = 1.0 / (head_dim as f32).sqrt();
-        for (score, key) in self.scores.iter_mut().zip(self.keys.chunks(self.stride)) {
-            *score = dot(s, self.q, &key[..head_dim]) * scale;
+        for j in 0..scores.len() {
+            scores[j] = dot(s, q, &keys[j * stride..][..head_dim]) * scale;
         }
-        let greatest = max(s, self.scores);
-        let norm = s.splat(1.0 / exp_sum(s, self.scores, greatest));
+        let greatest = max(s, scores);
+        let norm = s.splat(1.0 / exp_sum(s, scores, greatest));
 
         // As many columns of the values at a time as are summed in registers.
         const VECTORS: usize = 4;
-        for (i, y) in self.y.chunks_mut(VECTORS * S::LANES).enumerate() {
-            let first = i * VECTORS * S::LANES;
+        for first in (0..head_dim).step_by(VECTORS * S::LANES) {
+            let width = (head_dim - first).min(VECTORS * S::LANES);
             let mut sums = [s.splat(0.0); VECTORS];
-            for (weight, value) in self.scores.iter().zip(self.values.chunks(self.stride)) {
-                let (weight, value) = (s.splat(*weight), &value[first..][..y.len()]);
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    let value = s.load(&value[value.len().min(v * S::LANES)..]);
-                    *sum = s.fma(weight, value, *sum);
+            for j in 0..scores.len() {
+                let weight = s.splat(scores[j]);
+                let value = &values[j * stride + first..][..width];
+                for v in 0..VECTORS {
+                    let value = s.load(&value[width.min(v * S::LANES)..]);
+                    sums[v] = s.fma(weight, value, sums[v]);
                 }
             }
-            for (y, sum) in y.chunks_mut(S::LANES).zip(sums) {
-                s.store(y, s.mul(sum, norm));
+            for v in 0..VECTORS {
+                let y = &mut y[first..][width.min(v * S::LANES)..width];
+                s.store(y, s.mul(sums[v], norm));
             }
         }
     }

@@ -3,7 +3,8 @@
 //! An instruction set is a zero-sized *token*: having one proves that the processor has the instructions, so its methods
 //! are safe to call. A kernel is a struct of arguments that implements [`Kernel`]; [`Simd::vectorize`] runs it inside a
 //! function compiled for the token's instructions. Everything between that function and the intrinsics must be inlined
-//! into it, or each vector operation becomes a call: hence `#[inline(always)]` throughout, and no closures in hot loops.
+//! into it, or each vector operation becomes a call: hence `#[inline(always)]` throughout, and in hot loops neither closures
+//! nor adapters of iterators, but `for i in (0..len).step_by(S::LANES)`.
 
 mod math;
 mod reduce;
@@ -36,6 +37,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type F32: Copy;
     /// One truth value a lane.
     type Mask: Copy;
+    /// A vector in memory: `[f32; LANES]`.
+    type Array;
 
     /// The token, if the processor has these instructions.
     fn new() -> Option<Self>;
@@ -45,6 +48,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F32;
+    /// The whole vectors in `x`.
+    fn arrays(x: &[f32]) -> &[Self::Array];
+    /// All of `x`.
+    fn load_array(self, x: &Self::Array) -> Self::F32;
     /// The first [`LANES`](Simd::LANES) elements of `x`; `fill` where it has fewer.
     fn load_or(self, x: &[f32], fill: f32) -> Self::F32;
     /// Stores to the first [`LANES`](Simd::LANES) elements of `y`, or to as many as it has.

@@ -6,8 +6,8 @@ use super::{Simd, exp};
 #[inline(always)]
 pub fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     let mut sum = s.splat(0.0);
-    for (a, b) in a.chunks(S::LANES).zip(b.chunks(S::LANES)) {
-        sum = s.fma(s.load(a), s.load(b), sum);
+    for i in (0..a.len()).step_by(S::LANES) {
+        sum = s.fma(s.load(&a[i..]), s.load(&b[i..]), sum);
     }
     s.sum(sum)
 }
@@ -16,9 +16,9 @@ pub fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
 #[inline(always)]
 pub fn axpy<S: Simd>(s: S, y: &mut [f32], scale: f32, x: &[f32]) {
     let scale = s.splat(scale);
-    for (y, x) in y.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
-        let v = s.fma(scale, s.load(x), s.load(y));
-        s.store(y, v);
+    for i in (0..y.len()).step_by(S::LANES) {
+        let v = s.fma(scale, s.load(&x[i..]), s.load(&y[i..]));
+        s.store(&mut y[i..], v);
     }
 }
 
@@ -26,8 +26,8 @@ pub fn axpy<S: Simd>(s: S, y: &mut [f32], scale: f32, x: &[f32]) {
 #[inline(always)]
 pub fn max<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut greatest = s.splat(f32::NEG_INFINITY);
-    for x in x.chunks(S::LANES) {
-        greatest = s.max(greatest, s.load_or(x, f32::NEG_INFINITY));
+    for i in (0..x.len()).step_by(S::LANES) {
+        greatest = s.max(greatest, s.load_or(&x[i..], f32::NEG_INFINITY));
     }
     s.max_lane(greatest)
 }
@@ -36,9 +36,9 @@ pub fn max<S: Simd>(s: S, x: &[f32]) -> f32 {
 #[inline(always)]
 pub fn exp_sum<S: Simd>(s: S, x: &mut [f32], shift: f32) -> f32 {
     let (shift, mut sum) = (s.splat(shift), s.splat(0.0));
-    for x in x.chunks_mut(S::LANES) {
-        let e = exp(s, s.sub(s.load_or(x, f32::NEG_INFINITY), shift));
-        s.store(x, e);
+    for i in (0..x.len()).step_by(S::LANES) {
+        let e = exp(s, s.sub(s.load_or(&x[i..], f32::NEG_INFINITY), shift));
+        s.store(&mut x[i..], e);
         sum = s.add(sum, e);
     }
     s.sum(sum)

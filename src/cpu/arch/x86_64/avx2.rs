@@ -30,6 +30,7 @@ impl Simd for Avx2 {
     const TILE_ROWS: usize = 6;
     type F32 = __m256;
     type Mask = __m256;
+    type Array = [f32; LANES];
 
     fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
@@ -48,6 +49,17 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         avx2!(_mm256_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn arrays(x: &[f32]) -> &[[f32; LANES]] {
+        x.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn load_array(self, x: &[f32; LANES]) -> __m256 {
+        // SAFETY: the instructions are there as `self` is, and `x` is `LANES` long.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
     }
 
     #[inline(always)]

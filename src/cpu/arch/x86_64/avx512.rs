@@ -29,6 +29,7 @@ impl Simd for Avx512 {
     const TILE_ROWS: usize = 12;
     type F32 = __m512;
     type Mask = __mmask16;
+    type Array = [f32; LANES];
 
     fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx512f")
@@ -51,6 +52,17 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         avx512!(_mm512_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn arrays(x: &[f32]) -> &[[f32; LANES]] {
+        x.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn load_array(self, x: &[f32; LANES]) -> __m512 {
+        // SAFETY: the instructions are there as `self` is, and `x` is `LANES` long.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
     }
 
     #[inline(always)]
