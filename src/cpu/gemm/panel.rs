@@ -14,8 +14,8 @@ use crate::backend::Matrix;
 use crate::cpu::parallel::{Pool, Tile, with_scratch};
 use crate::cpu::simd::{Kernel, Simd};
 
-/// Inputs of a pass, chosen so that a piece of a panel and two tiles of `x` fit in the first-level cache.
-const DEPTH: usize = 192;
+/// Inputs of a pass, chosen so that a piece of a panel stays in the first-level cache.
+const DEPTH: usize = 256;
 /// Register tiles in a block of rows, chosen so that the packed block takes a fraction of the second-level cache.
 const BLOCK_TILES: usize = 12;
 /// Floats of `x` that may stay in the second-level cache beside the weights that pass through.
@@ -23,7 +23,7 @@ const RESIDENT: usize = 1 << 17;
 /// Multiply-adds below which a product stays on the calling thread.
 const SERIAL: usize = 1 << 18;
 /// How far ahead of its use the weight is asked for, in floats.
-const PREFETCH: usize = 1024;
+const PREFETCH: usize = 4096;
 
 /// The product over panels with the instructions of `S`.
 pub struct Panel<S> {

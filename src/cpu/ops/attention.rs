@@ -6,7 +6,7 @@
 use super::spans;
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, dot, exp_sum, max};
+use crate::cpu::simd::{Kernel, Simd, dot, dots, softmax, weighted_sum};
 use crate::cpu::{Buffer, Cpu};
 
 /// Multiply-adds below which attention stays on the calling thread.
@@ -122,29 +122,18 @@ impl Kernel for Attend<'_> {
         let Attend { y, scores, q, keys, values, stride } = self;
         let head_dim = q.len();
         let scale = 1.0 / (head_dim as f32).sqrt();
-        for j in 0..scores.len() {
+        let quads = scores.len() / 4 * 4;
+        for j in (0..quads).step_by(4) {
+            let keys = &keys[j * stride..];
+            let dots = dots(s, q, [keys, &keys[stride..], &keys[2 * stride..], &keys[3 * stride..]]);
+            for i in 0..4 {
+                scores[j + i] = dots[i] * scale;
+            }
+        }
+        for j in quads..scores.len() {
             scores[j] = dot(s, q, &keys[j * stride..][..head_dim]) * scale;
         }
-        let greatest = max(s, scores);
-        let norm = s.splat(1.0 / exp_sum(s, scores, greatest));
-
-        // As many columns of the values at a time as are summed in registers.
-        const VECTORS: usize = 4;
-        for first in (0..head_dim).step_by(VECTORS * S::LANES) {
-            let width = (head_dim - first).min(VECTORS * S::LANES);
-            let mut sums = [s.splat(0.0); VECTORS];
-            for j in 0..scores.len() {
-                let weight = s.splat(scores[j]);
-                let value = &values[j * stride + first..][..width];
-                for v in 0..VECTORS {
-                    let value = s.load(&value[width.min(v * S::LANES)..]);
-                    sums[v] = s.fma(weight, value, sums[v]);
-                }
-            }
-            for v in 0..VECTORS {
-                let y = &mut y[first..][width.min(v * S::LANES)..width];
-                s.store(y, s.mul(sums[v], norm));
-            }
-        }
+        softmax(s, scores);
+        weighted_sum(s, y, scores, values, stride);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{rows_per_task, spans};
 use crate::backend::{LatentOps, Spans};
-use crate::cpu::simd::{Kernel, Simd, axpy, dot, exp, exp_excess, exp_sum, max, tanh};
+use crate::cpu::simd::{Kernel, Simd, dot, exp, exp_excess, softmax, tanh, weighted_sum};
 use crate::cpu::{Buffer, Cpu};
 
 impl LatentOps for Cpu {
@@ -120,13 +120,7 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let x = self.x;
-        let greatest = max(s, x);
-        let sum = s.splat(exp_sum(s, x, greatest));
-        for i in (0..x.len()).step_by(S::LANES) {
-            let v = s.div(s.load(&x[i..]), sum);
-            s.store(&mut x[i..], v);
-        }
+        softmax(s, self.x);
     }
 }
 
@@ -143,10 +137,7 @@ impl Kernel for WeightedSum<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.y.len();
-        self.y.fill(0.0);
-        for t in 0..self.weights.len() {
-            axpy(s, self.y, self.weights[t], &self.x[t * width..][..width]);
-        }
+        weighted_sum(s, self.y, self.weights, self.x, width);
     }
 }
 

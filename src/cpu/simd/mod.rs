@@ -10,7 +10,7 @@ mod math;
 mod reduce;
 
 pub use math::{exp, exp_excess, gelu, log, tanh};
-pub use reduce::{axpy, dot, exp_sum, max};
+pub use reduce::{dot, dots, max, softmax, weighted_sum};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -85,6 +85,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn frexp(self, a: Self::F32) -> (Self::F32, Self::F32);
     /// The sum of the lanes: upper half onto lower half, until one is left.
     fn sum(self, a: Self::F32) -> f32;
+    /// The sums of four vectors, each with the bits that [`sum`](Simd::sum) gives.
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [Self::F32; 4]) -> [f32; 4] {
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
     /// The greatest lane.
     fn max_lane(self, a: Self::F32) -> f32;
     /// Hints that the cache line of `address` is needed soon.
