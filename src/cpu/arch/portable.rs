@@ -33,6 +33,7 @@ impl Simd for Portable {
     const TILE_ROWS: usize = 5;
     type F32 = F32;
     type Mask = [bool; LANES];
+    type Array = [f32; LANES];
 
     fn new() -> Option<Self> {
         Some(Portable)
@@ -46,6 +47,16 @@ impl Simd for Portable {
     #[inline(always)]
     fn splat(self, x: f32) -> F32 {
         [x; LANES]
+    }
+
+    #[inline(always)]
+    fn arrays(x: &[f32]) -> &[F32] {
+        x.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn load_array(self, x: &F32) -> F32 {
+        *x
     }
 
     #[inline(always)]

@@ -40,23 +40,29 @@ impl Kernel for Finish<'_, '_> {
         let Finish { tile, outputs, epilogue } = self;
         for row in tile.rows() {
             let cols = tile.cols();
-            let y = tile.row(row).chunks_mut(S::LANES);
+            let y = tile.row(row);
             match epilogue {
                 Epilogue::Store | Epilogue::Accumulate => return,
                 Epilogue::Bias(bias) => {
-                    for (y, b) in y.zip(bias[cols].chunks(S::LANES)) {
-                        s.store(y, s.add(s.load(y), s.load(b)));
+                    let bias = &bias[cols];
+                    for i in (0..y.len()).step_by(S::LANES) {
+                        let v = s.add(s.load(&y[i..]), s.load(&bias[i..]));
+                        s.store(&mut y[i..], v);
                     }
                 }
                 Epilogue::BiasGelu(bias) => {
-                    for (y, b) in y.zip(bias[cols].chunks(S::LANES)) {
-                        s.store(y, gelu(s, s.add(s.load(y), s.load(b))));
+                    let bias = &bias[cols];
+                    for i in (0..y.len()).step_by(S::LANES) {
+                        let v = gelu(s, s.add(s.load(&y[i..]), s.load(&bias[i..])));
+                        s.store(&mut y[i..], v);
                     }
                 }
                 Epilogue::BiasResidual(bias, residual) => {
-                    let residual = residual[row * outputs..][cols.clone()].chunks(S::LANES);
-                    for ((y, b), r) in y.zip(bias[cols].chunks(S::LANES)).zip(residual) {
-                        s.store(y, s.add(s.load(r), s.add(s.load(y), s.load(b))));
+                    let residual = &residual[row * outputs..][cols.clone()];
+                    let bias = &bias[cols];
+                    for i in (0..y.len()).step_by(S::LANES) {
+                        let v = s.add(s.load(&residual[i..]), s.add(s.load(&y[i..]), s.load(&bias[i..])));
+                        s.store(&mut y[i..], v);
                     }
                 }
             }

@@ -14,14 +14,16 @@ use crate::backend::Matrix;
 use crate::cpu::parallel::{Pool, Tile, with_scratch};
 use crate::cpu::simd::{Kernel, Simd};
 
-/// Inputs of a pass, chosen so that a piece of a panel and two tiles of `x` fit in the first-level cache.
-const DEPTH: usize = 192;
+/// Inputs of a pass, chosen so that a piece of a panel stays in the first-level cache.
+const DEPTH: usize = 256;
 /// Register tiles in a block of rows, chosen so that the packed block takes a fraction of the second-level cache.
 const BLOCK_TILES: usize = 12;
+/// Floats of `x` that may stay in the second-level cache beside the weights that pass through.
+const RESIDENT: usize = 1 << 17;
 /// Multiply-adds below which a product stays on the calling thread.
 const SERIAL: usize = 1 << 18;
 /// How far ahead of its use the weight is asked for, in floats.
-const PREFETCH: usize = 1024;
+const PREFETCH: usize = 4096;
 
 /// The product over panels with the instructions of `S`.
 pub struct Panel<S> {
@@ -55,30 +57,27 @@ impl<S: Simd> Panel<S> {
 
     /// Computes one tile of `y`.
     fn block(&self, mut tile: Tile<'_>, x: &[f32], w: &Weight, epilogue: Epilogue<'_>) {
-        let (rows, inputs) = (tile.rows(), w.inputs);
-        let single = rows.len() <= S::TILE_ROWS;
-        let depth = if single { inputs.max(1) } else { DEPTH };
-        with_scratch(rows.len() * depth.min(inputs), |scratch| {
-            // At least one pass, so that without inputs the sums are zero.
-            for first in (0..inputs.max(1)).step_by(depth) {
-                let end = inputs.min(first + depth);
-                let x = if rows.len() == 1 {
-                    &x[rows.start * inputs..][first..end]
-                } else {
-                    let packed = &mut scratch[..rows.len() * (end - first)];
-                    for (start, len) in split::<S>(rows.len()) {
-                        let packed = &mut packed[start * (end - first)..][..len * (end - first)];
-                        pack(packed, &x[(rows.start + start) * inputs..], inputs, first, len);
-                    }
-                    packed
-                };
-                let load = first > 0 || epilogue.accumulates();
-                for col in tile.cols().step_by(Self::WIDTH) {
-                    let panel = w.panel(col / Self::WIDTH, Self::WIDTH);
-                    let panel = &panel[first * Self::WIDTH..end * Self::WIDTH];
-                    for (start, len) in split::<S>(rows.len()) {
-                        let x = &x[start * (end - first)..][..len * (end - first)];
-                        self.micro(&mut tile, (rows.start + start, len, col), x, panel, load);
+        let (rows, cols, inputs) = (tile.rows(), tile.cols(), w.inputs);
+        // A single register tile uses a panel only once, so it needs no passes.
+        let depth = if rows.len() <= S::TILE_ROWS { inputs.max(1) } else { DEPTH };
+        // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
+        let group = if rows.len() * inputs <= RESIDENT { Self::WIDTH } else { cols.len() };
+        with_scratch(rows.len() * inputs, |scratch| {
+            let x = &x[rows.start * inputs..rows.end * inputs];
+            let x = if rows.len() == 1 { x } else { pack::<S>(scratch, x, inputs, depth) };
+            for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
+                // At least one pass, so that without inputs the sums are zero.
+                for first in (0..inputs.max(1)).step_by(depth) {
+                    let end = inputs.min(first + depth);
+                    let x = &x[rows.len() * first..rows.len() * end];
+                    let load = first > 0 || epilogue.accumulates();
+                    for col in group.clone().step_by(Self::WIDTH) {
+                        let panel = w.panel(col / Self::WIDTH, Self::WIDTH);
+                        let panel = &panel[first * Self::WIDTH..end * Self::WIDTH];
+                        for (start, len) in split::<S>(rows.len()) {
+                            let x = &x[start * (end - first)..][..len * (end - first)];
+                            self.micro(&mut tile, (rows.start + start, len, col), x, panel, load);
+                        }
                     }
                 }
             }
@@ -122,15 +121,28 @@ fn split<S: Simd>(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..tiles).map(move |i| (rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles))
 }
 
-/// Interleaves `rows` rows of `x`, from column `first` on: `packed[k · rows + r] = x[r, first + k]`.
-fn pack(packed: &mut [f32], x: &[f32], width: usize, first: usize, rows: usize) {
+/// Arranges the rows of `x` as the register tiles read them: pass by pass, tile by tile, input by input.
+fn pack<'a, S: Simd>(packed: &'a mut [f32], x: &[f32], inputs: usize, depth: usize) -> &'a [f32] {
+    let rows = x.len().checked_div(inputs).unwrap_or(0);
+    for first in (0..inputs).step_by(depth) {
+        let depth = depth.min(inputs - first);
+        for (start, len) in split::<S>(rows) {
+            let packed = &mut packed[rows * first + start * depth..][..len * depth];
+            interleave(packed, &x[start * inputs + first..], inputs, len);
+        }
+    }
+    packed
+}
+
+/// `packed[k · rows + r] = x[r, k]` for rows that are `stride` apart.
+fn interleave(packed: &mut [f32], x: &[f32], stride: usize, rows: usize) {
     // As many columns at a time as a cache line holds.
     const STEP: usize = 16;
-    for (step, slots) in packed.chunks_mut(STEP * rows).enumerate() {
-        let (first, count) = (first + step * STEP, slots.len() / rows);
+    for (step, packed) in packed.chunks_mut(STEP * rows).enumerate() {
         for r in 0..rows {
-            for (slot, x) in slots[r..].iter_mut().step_by(rows).zip(&x[r * width + first..][..count]) {
-                *slot = *x;
+            let x = &x[r * stride + step * STEP..][..packed.len() / rows];
+            for k in 0..x.len() {
+                packed[k * rows + r] = x[k];
             }
         }
     }
@@ -150,6 +162,7 @@ struct Micro<'a, 'b, const M: usize> {
 impl<const M: usize> Kernel for Micro<'_, '_, M> {
     type Output = ();
 
+    #[allow(clippy::needless_range_loop)] // adapters of iterators may not be inlined
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Micro { tile, row, col, x, w, load } = self;
@@ -157,26 +170,27 @@ impl<const M: usize> Kernel for Micro<'_, '_, M> {
         let middle = S::LANES.min(cols.len());
         let mut sums = [[s.splat(0.0); 2]; M];
         if load {
-            for (r, sums) in sums.iter_mut().enumerate() {
+            for r in 0..M {
                 let (left, right) = tile.part(row + r, cols.clone()).split_at(middle);
-                *sums = [s.load(left), s.load(right)];
+                sums[r] = [s.load(left), s.load(right)];
             }
         }
-        for (x, w) in x.as_chunks::<M>().0.iter().zip(w.chunks_exact(2 * S::LANES)) {
-            if M <= 4 {
-                s.prefetch(w.as_ptr().wrapping_add(PREFETCH));
-                s.prefetch(w.as_ptr().wrapping_add(PREFETCH + S::LANES));
-            }
-            let (left, right) = (s.load(&w[..S::LANES]), s.load(&w[S::LANES..]));
+        let (x, w) = (x.as_chunks::<M>().0, S::arrays(w).as_chunks::<2>().0);
+        let x = &x[..w.len()];
+        for k in 0..w.len() {
+            let (x, w) = (&x[k], &w[k]);
+            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH));
+            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH + S::LANES));
+            let w = [s.load_array(&w[0]), s.load_array(&w[1])];
             for r in 0..M {
                 let x = s.splat(x[r]);
-                sums[r] = [s.fma(x, left, sums[r][0]), s.fma(x, right, sums[r][1])];
+                sums[r] = [s.fma(x, w[0], sums[r][0]), s.fma(x, w[1], sums[r][1])];
             }
         }
-        for (r, [a, b]) in sums.into_iter().enumerate() {
+        for r in 0..M {
             let (left, right) = tile.part(row + r, cols.clone()).split_at_mut(middle);
-            s.store(left, a);
-            s.store(right, b);
+            s.store(left, sums[r][0]);
+            s.store(right, sums[r][1]);
         }
     }
 }

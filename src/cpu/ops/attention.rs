@@ -6,7 +6,7 @@
 use super::spans;
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, dot, exp_sum, max};
+use crate::cpu::simd::{Kernel, Simd, dot, dots, softmax, weighted_sum};
 use crate::cpu::{Buffer, Cpu};
 
 /// Multiply-adds below which attention stays on the calling thread.
@@ -119,29 +119,21 @@ impl Kernel for Attend<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let head_dim = self.q.len();
+        let Attend { y, scores, q, keys, values, stride } = self;
+        let head_dim = q.len();
         let scale = 1.0 / (head_dim as f32).sqrt();
-        for (score, key) in self.scores.iter_mut().zip(self.keys.chunks(self.stride)) {
-            *score = dot(s, self.q, &key[..head_dim]) * scale;
-        }
-        let greatest = max(s, self.scores);
-        let norm = s.splat(1.0 / exp_sum(s, self.scores, greatest));
-
-        // As many columns of the values at a time as are summed in registers.
-        const VECTORS: usize = 4;
-        for (i, y) in self.y.chunks_mut(VECTORS * S::LANES).enumerate() {
-            let first = i * VECTORS * S::LANES;
-            let mut sums = [s.splat(0.0); VECTORS];
-            for (weight, value) in self.scores.iter().zip(self.values.chunks(self.stride)) {
-                let (weight, value) = (s.splat(*weight), &value[first..][..y.len()]);
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    let value = s.load(&value[value.len().min(v * S::LANES)..]);
-                    *sum = s.fma(weight, value, *sum);
-                }
-            }
-            for (y, sum) in y.chunks_mut(S::LANES).zip(sums) {
-                s.store(y, s.mul(sum, norm));
+        let quads = scores.len() / 4 * 4;
+        for j in (0..quads).step_by(4) {
+            let keys = &keys[j * stride..];
+            let dots = dots(s, q, [keys, &keys[stride..], &keys[2 * stride..], &keys[3 * stride..]]);
+            for i in 0..4 {
+                scores[j + i] = dots[i] * scale;
             }
         }
+        for j in quads..scores.len() {
+            scores[j] = dot(s, q, &keys[j * stride..][..head_dim]) * scale;
+        }
+        softmax(s, scores);
+        weighted_sum(s, y, scores, values, stride);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{rows_per_task, spans};
 use crate::backend::{LatentOps, Spans};
-use crate::cpu::simd::{Kernel, Simd, axpy, dot, exp, exp_excess, exp_sum, max, tanh};
+use crate::cpu::simd::{Kernel, Simd, dot, exp, exp_excess, softmax, tanh, weighted_sum};
 use crate::cpu::{Buffer, Cpu};
 
 impl LatentOps for Cpu {
@@ -94,8 +94,9 @@ impl Kernel for PoolScores<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (score, x) in self.scores.iter_mut().zip(self.x.chunks_exact(self.w.len())) {
-            *score = dot(s, x, self.w);
+        let width = self.w.len();
+        for t in 0..self.scores.len() {
+            self.scores[t] = dot(s, &self.x[t * width..][..width], self.w);
         }
         tanh_in_place(s, self.scores);
     }
@@ -103,8 +104,9 @@ impl Kernel for PoolScores<'_> {
 
 #[inline(always)]
 fn tanh_in_place<S: Simd>(s: S, x: &mut [f32]) {
-    for x in x.chunks_mut(S::LANES) {
-        s.store(x, tanh(s, s.load(x)));
+    for i in (0..x.len()).step_by(S::LANES) {
+        let v = tanh(s, s.load(&x[i..]));
+        s.store(&mut x[i..], v);
     }
 }
 
@@ -118,11 +120,7 @@ impl Kernel for Softmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let greatest = max(s, self.x);
-        let sum = s.splat(exp_sum(s, self.x, greatest));
-        for x in self.x.chunks_mut(S::LANES) {
-            s.store(x, s.div(s.load(x), sum));
-        }
+        softmax(s, self.x);
     }
 }
 
@@ -138,10 +136,8 @@ impl Kernel for WeightedSum<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.y.fill(0.0);
-        for (weight, x) in self.weights.iter().zip(self.x.chunks_exact(self.y.len())) {
-            axpy(s, self.y, *weight, x);
-        }
+        let width = self.y.len();
+        weighted_sum(s, self.y, self.weights, self.x, width);
     }
 }
 
@@ -160,10 +156,10 @@ impl Kernel for Sample<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (half, scale) = (s.splat(0.5), s.splat(self.scale));
-        let gaussian = self.mean.chunks(S::LANES).zip(self.log_var.chunks(S::LANES));
-        for ((z, eps), (mean, log_var)) in self.z.chunks_mut(S::LANES).zip(self.eps.chunks(S::LANES)).zip(gaussian) {
-            let sigma = exp(s, s.mul(half, s.load(log_var)));
-            s.store(z, s.fma(s.mul(scale, s.load(eps)), sigma, s.load(mean)));
+        for i in (0..self.z.len()).step_by(S::LANES) {
+            let sigma = exp(s, s.mul(half, s.load(&self.log_var[i..])));
+            let z = s.fma(s.mul(scale, s.load(&self.eps[i..])), sigma, s.load(&self.mean[i..]));
+            s.store(&mut self.z[i..], z);
         }
     }
 }
@@ -197,14 +193,14 @@ impl Kernel for Kl<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let posterior = self.posterior.0.chunks(S::LANES).zip(self.posterior.1.chunks(S::LANES));
-        let prior = self.prior.0.chunks(S::LANES).zip(self.prior.1.chunks(S::LANES));
+        let ((mean_q, log_q), (mean_p, log_p)) = (self.posterior, self.prior);
         let mut sum = s.splat(0.0);
-        for ((mean_q, log_q), (mean_p, log_p)) in posterior.zip(prior) {
+        for i in (0..mean_q.len()).step_by(S::LANES) {
             // Lanes beyond the row are two equal Gaussians, whose divergence is exactly zero.
-            let ratio = s.sub(s.load(log_q), s.load(log_p));
-            let distance = s.sub(s.load(mean_q), s.load(mean_p));
-            let distance = s.mul(s.mul(distance, distance), exp(s, s.sub(s.splat(0.0), s.load(log_p))));
+            let log_p = s.load(&log_p[i..]);
+            let ratio = s.sub(s.load(&log_q[i..]), log_p);
+            let distance = s.sub(s.load(&mean_q[i..]), s.load(&mean_p[i..]));
+            let distance = s.mul(s.mul(distance, distance), exp(s, s.sub(s.splat(0.0), log_p)));
             sum = s.add(sum, s.add(exp_excess(s, ratio), distance));
         }
         0.5 * s.sum(sum)
@@ -222,9 +218,12 @@ impl Kernel for AddToRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for h in self.h.chunks_exact_mut(self.e.len()) {
-            for (h, e) in h.chunks_mut(S::LANES).zip(self.e.chunks(S::LANES)) {
-                s.store(h, s.add(s.load(h), s.load(e)));
+        let width = self.e.len();
+        for row in 0..self.h.len() / width {
+            let h = &mut self.h[row * width..][..width];
+            for i in (0..width).step_by(S::LANES) {
+                let v = s.add(s.load(&h[i..]), s.load(&self.e[i..]));
+                s.store(&mut h[i..], v);
             }
         }
     }

@@ -37,8 +37,8 @@ impl Kernel for LogSumExp<'_> {
         let greatest = max(s, self.x);
         let centre = s.splat(greatest);
         let mut sum = s.splat(0.0);
-        for x in self.x.chunks(S::LANES) {
-            sum = s.add(sum, exp(s, s.sub(s.load_or(x, f32::NEG_INFINITY), centre)));
+        for i in (0..self.x.len()).step_by(S::LANES) {
+            sum = s.add(sum, exp(s, s.sub(s.load_or(&self.x[i..], f32::NEG_INFINITY), centre)));
         }
         // The difference first: where the target is the greatest, a small loss keeps its digits.
         (greatest - self.shift) + s.max_lane(log(s, s.splat(s.sum(sum))))

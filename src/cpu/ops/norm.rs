@@ -44,29 +44,30 @@ impl Kernel for LayerNorm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.gain.len();
-        let rows = self.y.chunks_exact_mut(width).zip(self.x.chunks_exact(width));
-        for ((y, x), (mean, rstd)) in rows.zip(self.mean.iter_mut().zip(self.rstd)) {
+        for row in 0..self.mean.len() {
+            let x = &self.x[row * width..][..width];
             let mut sum = s.splat(0.0);
-            for x in x.chunks(S::LANES) {
-                sum = s.add(sum, s.load(x));
+            for i in (0..width).step_by(S::LANES) {
+                sum = s.add(sum, s.load(&x[i..]));
             }
-            *mean = s.sum(sum) / width as f32;
+            let mean = s.sum(sum) / width as f32;
 
-            let centre = s.splat(*mean);
+            let centre = s.splat(mean);
             let mut squares = s.splat(0.0);
-            for x in x.chunks(S::LANES) {
+            for i in (0..width).step_by(S::LANES) {
                 // Lanes beyond the row hold the mean: their difference is zero.
-                let d = s.sub(s.load_or(x, *mean), centre);
+                let d = s.sub(s.load_or(&x[i..], mean), centre);
                 squares = s.fma(d, d, squares);
             }
-            *rstd = 1.0 / (s.sum(squares) / width as f32 + self.epsilon).sqrt();
+            let rstd = 1.0 / (s.sum(squares) / width as f32 + self.epsilon).sqrt();
 
-            let scale = s.splat(*rstd);
-            let parameters = self.gain.chunks(S::LANES).zip(self.bias.chunks(S::LANES));
-            for ((y, x), (gain, bias)) in y.chunks_mut(S::LANES).zip(x.chunks(S::LANES)).zip(parameters) {
-                let normal = s.mul(s.sub(s.load(x), centre), scale);
-                s.store(y, s.fma(normal, s.load(gain), s.load(bias)));
+            let scale = s.splat(rstd);
+            let y = &mut self.y[row * width..][..width];
+            for i in (0..width).step_by(S::LANES) {
+                let normal = s.mul(s.sub(s.load(&x[i..]), centre), scale);
+                s.store(&mut y[i..], s.fma(normal, s.load(&self.gain[i..]), s.load(&self.bias[i..])));
             }
+            (self.mean[row], self.rstd[row]) = (mean, rstd);
         }
     }
 }

@@ -3,13 +3,14 @@
 //! An instruction set is a zero-sized *token*: having one proves that the processor has the instructions, so its methods
 //! are safe to call. A kernel is a struct of arguments that implements [`Kernel`]; [`Simd::vectorize`] runs it inside a
 //! function compiled for the token's instructions. Everything between that function and the intrinsics must be inlined
-//! into it, or each vector operation becomes a call: hence `#[inline(always)]` throughout, and no closures in hot loops.
+//! into it, or each vector operation becomes a call: hence `#[inline(always)]` throughout, and in hot loops neither closures
+//! nor adapters of iterators, but `for i in (0..len).step_by(S::LANES)`.
 
 mod math;
 mod reduce;
 
 pub use math::{exp, exp_excess, gelu, log, tanh};
-pub use reduce::{axpy, dot, exp_sum, max};
+pub use reduce::{dot, dots, max, softmax, weighted_sum};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -36,6 +37,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type F32: Copy;
     /// One truth value a lane.
     type Mask: Copy;
+    /// A vector in memory: `[f32; LANES]`.
+    type Array;
 
     /// The token, if the processor has these instructions.
     fn new() -> Option<Self>;
@@ -45,6 +48,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F32;
+    /// The whole vectors in `x`.
+    fn arrays(x: &[f32]) -> &[Self::Array];
+    /// All of `x`.
+    fn load_array(self, x: &Self::Array) -> Self::F32;
     /// The first [`LANES`](Simd::LANES) elements of `x`; `fill` where it has fewer.
     fn load_or(self, x: &[f32], fill: f32) -> Self::F32;
     /// Stores to the first [`LANES`](Simd::LANES) elements of `y`, or to as many as it has.
@@ -78,6 +85,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn frexp(self, a: Self::F32) -> (Self::F32, Self::F32);
     /// The sum of the lanes: upper half onto lower half, until one is left.
     fn sum(self, a: Self::F32) -> f32;
+    /// The sums of four vectors, each with the bits that [`sum`](Simd::sum) gives.
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [Self::F32; 4]) -> [f32; 4] {
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
     /// The greatest lane.
     fn max_lane(self, a: Self::F32) -> f32;
     /// Hints that the cache line of `address` is needed soon.

@@ -1,24 +1,94 @@
 //! Loops over slices that several ops share. Sums run in an order that depends on the length alone.
+//!
+//! Whole vectors are read as arrays, of which the compiler knows the size, and what is left over by [`Simd::load`].
 
 use super::{Simd, exp};
 
 /// `a · b`; slices of the same length.
 #[inline(always)]
 pub fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    let b = &b[..a.len()];
+    let (va, vb) = (S::arrays(a), S::arrays(b));
     let mut sum = s.splat(0.0);
-    for (a, b) in a.chunks(S::LANES).zip(b.chunks(S::LANES)) {
-        sum = s.fma(s.load(a), s.load(b), sum);
+    for i in 0..va.len().min(vb.len()) {
+        sum = s.fma(s.load_array(&va[i]), s.load_array(&vb[i]), sum);
+    }
+    let rest = a.len() / S::LANES * S::LANES;
+    if rest < a.len() {
+        sum = s.fma(s.load(&a[rest..]), s.load(&b[rest..]), sum);
     }
     s.sum(sum)
 }
 
-/// `y += scale · x`; slices of the same length.
+/// `a · bᵢ` for four `bᵢ`, each with the bits that [`dot`] gives.
 #[inline(always)]
-pub fn axpy<S: Simd>(s: S, y: &mut [f32], scale: f32, x: &[f32]) {
-    let scale = s.splat(scale);
-    for (y, x) in y.chunks_mut(S::LANES).zip(x.chunks(S::LANES)) {
-        let v = s.fma(scale, s.load(x), s.load(y));
-        s.store(y, v);
+pub fn dots<S: Simd>(s: S, a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
+    let b = [&b[0][..a.len()], &b[1][..a.len()], &b[2][..a.len()], &b[3][..a.len()]];
+    let va = S::arrays(a);
+    let vb = [S::arrays(b[0]), S::arrays(b[1]), S::arrays(b[2]), S::arrays(b[3])];
+    let vb = [&vb[0][..va.len()], &vb[1][..va.len()], &vb[2][..va.len()], &vb[3][..va.len()]];
+    let mut sums = [s.splat(0.0); 4];
+    for i in 0..va.len() {
+        let a = s.load_array(&va[i]);
+        for j in 0..4 {
+            sums[j] = s.fma(a, s.load_array(&vb[j][i]), sums[j]);
+        }
+    }
+    let rest = a.len() / S::LANES * S::LANES;
+    if rest < a.len() {
+        let a = s.load(&a[rest..]);
+        for j in 0..4 {
+            sums[j] = s.fma(a, s.load(&b[j][rest..]), sums[j]);
+        }
+    }
+    s.sums(sums)
+}
+
+/// `y = Σ_t weight_t x_t`, where `x_t` starts at `t · stride`; all zero without weights.
+#[inline(always)]
+pub fn weighted_sum<S: Simd>(s: S, y: &mut [f32], weights: &[f32], x: &[f32], stride: usize) {
+    let mut first = 0;
+    while first + 8 * S::LANES <= y.len() {
+        weighted_vectors::<S, 8>(s, &mut y[first..], weights, x, (first, stride));
+        first += 8 * S::LANES;
+    }
+    while first + 4 * S::LANES <= y.len() {
+        weighted_vectors::<S, 4>(s, &mut y[first..], weights, x, (first, stride));
+        first += 4 * S::LANES;
+    }
+    while first + S::LANES <= y.len() {
+        weighted_vectors::<S, 1>(s, &mut y[first..], weights, x, (first, stride));
+        first += S::LANES;
+    }
+    if first < y.len() {
+        let y = &mut y[first..];
+        let mut sum = s.splat(0.0);
+        for t in 0..weights.len() {
+            sum = s.fma(s.splat(weights[t]), s.load(&x[t * stride + first..][..y.len()]), sum);
+        }
+        s.store(y, sum);
+    }
+}
+
+/// The first `V` vectors of [`weighted_sum`], summed in registers, for `x_t` that start at `first + t · stride`.
+#[inline(always)]
+fn weighted_vectors<S: Simd, const V: usize>(
+    s: S,
+    y: &mut [f32],
+    weights: &[f32],
+    x: &[f32],
+    (first, stride): (usize, usize),
+) {
+    let mut sums = [s.splat(0.0); V];
+    for t in 0..weights.len() {
+        let weight = s.splat(weights[t]);
+        let x = &S::arrays(&x[t * stride + first..][..V * S::LANES])[..V];
+        for v in 0..V {
+            sums[v] = s.fma(weight, s.load_array(&x[v]), sums[v]);
+        }
+    }
+    for v in 0..V {
+        s.store(&mut y[v * S::LANES..], sums[v]);
     }
 }
 
@@ -26,20 +96,56 @@ pub fn axpy<S: Simd>(s: S, y: &mut [f32], scale: f32, x: &[f32]) {
 #[inline(always)]
 pub fn max<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut greatest = s.splat(f32::NEG_INFINITY);
-    for x in x.chunks(S::LANES) {
-        greatest = s.max(greatest, s.load_or(x, f32::NEG_INFINITY));
+    for i in (0..x.len()).step_by(S::LANES) {
+        greatest = s.max(greatest, s.load_or(&x[i..], f32::NEG_INFINITY));
     }
     s.max_lane(greatest)
 }
 
-/// `x = exp(x − shift)` in place; returns the sum.
+/// Softmax in place.
 #[inline(always)]
-pub fn exp_sum<S: Simd>(s: S, x: &mut [f32], shift: f32) -> f32 {
-    let (shift, mut sum) = (s.splat(shift), s.splat(0.0));
-    for x in x.chunks_mut(S::LANES) {
-        let e = exp(s, s.sub(s.load_or(x, f32::NEG_INFINITY), shift));
-        s.store(x, e);
+pub fn softmax<S: Simd>(s: S, x: &mut [f32]) {
+    let (greatest, mut sum) = (s.splat(max(s, x)), s.splat(0.0));
+    for i in (0..x.len()).step_by(S::LANES) {
+        let e = exp(s, s.sub(s.load_or(&x[i..], f32::NEG_INFINITY), greatest));
+        s.store(&mut x[i..], e);
         sum = s.add(sum, e);
     }
-    s.sum(sum)
+    let norm = s.splat(1.0 / s.sum(sum));
+    for i in (0..x.len()).step_by(S::LANES) {
+        let v = s.mul(s.load(&x[i..]), norm);
+        s.store(&mut x[i..], v);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+    use crate::cpu::simd::Kernel;
+
+    /// Four dot products, together and one by one.
+    struct Both<'a>(&'a [f32], [&'a [f32]; 4]);
+
+    impl Kernel for Both<'_> {
+        type Output = [[f32; 4]; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [[f32; 4]; 2] {
+            let Both(a, b) = self;
+            [dots(s, a, b), [dot(s, a, b[0]), dot(s, a, b[1]), dot(s, a, b[2]), dot(s, a, b[3])]]
+        }
+    }
+
+    #[test]
+    fn four_dot_products_have_the_bits_of_each() {
+        for len in [0, 1, 5, 16, 31, 64, 67] {
+            let x: Vec<f32> = (0..5 * len).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
+            let row = |i: usize| &x[i * len..(i + 1) * len];
+            for isa in Isa::available() {
+                let [together, each] = isa.token().unwrap().run(Both(row(0), [row(1), row(2), row(3), row(4)]));
+                assert_eq!(together.map(f32::to_bits), each.map(f32::to_bits), "{len} on {isa}");
+            }
+        }
+    }
 }

@@ -30,6 +30,7 @@ impl Simd for Avx2 {
     const TILE_ROWS: usize = 6;
     type F32 = __m256;
     type Mask = __m256;
+    type Array = [f32; LANES];
 
     fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
@@ -48,6 +49,17 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         avx2!(_mm256_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn arrays(x: &[f32]) -> &[[f32; LANES]] {
+        x.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn load_array(self, x: &[f32; LANES]) -> __m256 {
+        // SAFETY: the instructions are there as `self` is, and `x` is `LANES` long.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
     }
 
     #[inline(always)]
@@ -159,6 +171,23 @@ impl Simd for Avx2 {
             let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+
+    // Halves of two vectors are added in one vector, then quarters of four.
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        avx2!({
+            // The 128-bit halves: of a and b below, of c and d above.
+            let ac = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, c), _mm256_permute2f128_ps::<0x31>(a, c));
+            let bd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(b, d), _mm256_permute2f128_ps::<0x31>(b, d));
+            // Lanes 0, 1 onto 2, 3: of a and c from `ac`, of b and d from `bd`.
+            let sum = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ac, bd), _mm256_shuffle_ps::<0xee>(ac, bd));
+            let sum = _mm256_add_ps(sum, _mm256_movehdup_ps(sum));
+            let (ab, cd) = (_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_shuffle_ps::<0x88>(ab, cd));
+            sums
         })
     }
 

@@ -29,6 +29,7 @@ impl Simd for Avx512 {
     const TILE_ROWS: usize = 12;
     type F32 = __m512;
     type Mask = __mmask16;
+    type Array = [f32; LANES];
 
     fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx512f")
@@ -51,6 +52,17 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         avx512!(_mm512_set1_ps(x))
+    }
+
+    #[inline(always)]
+    fn arrays(x: &[f32]) -> &[[f32; LANES]] {
+        x.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn load_array(self, x: &[f32; LANES]) -> __m512 {
+        // SAFETY: the instructions are there as `self` is, and `x` is `LANES` long.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
     }
 
     #[inline(always)]
@@ -159,6 +171,23 @@ impl Simd for Avx512 {
             let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_add_ss(a, _mm_movehdup_ps(a)))
+        })
+    }
+
+    // Halves of two vectors are added in one vector, then quarters of four.
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        avx512!({
+            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
+            // 128 bits of each sum are left, one after the other; then 64, then 32.
+            let sum = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            let sum = _mm512_add_ps(sum, _mm512_permute_ps::<0x0e>(sum));
+            let sum = _mm512_add_ps(sum, _mm512_movehdup_ps(sum));
+            let firsts = _mm512_maskz_compress_ps(0x1111, sum);
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+            sums
         })
     }
 
