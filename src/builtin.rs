@@ -3,18 +3,29 @@
 
 use std::path::Path;
 
+use crate::engine;
 use crate::error::Result;
 use crate::io::checkpoint::Checkpoint;
+use crate::model::Config;
 use crate::text::{Source, Tokenizer};
-
-/// Its `config.json`.
-pub(crate) const CONFIG: &str = include_str!("../assets/mini-zh/config.json");
 
 /// What errors call the directory that the files would lie in.
 const NAME: &str = "built-in model";
 
+/// Its configuration, checked against `checkpoint`, its weights.
+///
+/// # Errors
+/// None that a build which passes its tests can meet; so for all functions here.
+pub fn config(checkpoint: &Checkpoint) -> Result<Config> {
+    let path = Path::new(NAME).join("config.json");
+    engine::check_config(&path, include_str!("../assets/mini-zh/config.json"), checkpoint)
+}
+
 /// Its weights.
-pub(crate) fn checkpoint() -> Result<Checkpoint> {
+///
+/// # Errors
+/// As for [`config`].
+pub fn checkpoint() -> Result<Checkpoint> {
     /// Tensors are read as numbers of their own size, so the file's bytes are aligned for the largest.
     #[repr(align(64))]
     struct Aligned<T: ?Sized>(T);
@@ -23,7 +34,10 @@ pub(crate) fn checkpoint() -> Result<Checkpoint> {
 }
 
 /// Its tokenizer.
-pub(crate) fn tokenizer() -> Result<Tokenizer> {
+///
+/// # Errors
+/// As for [`config`].
+pub fn tokenizer() -> Result<Tokenizer> {
     let source = Source {
         dir: Path::new(NAME),
         vocab: include_bytes!("../assets/mini-zh/vocab.txt"),

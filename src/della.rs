@@ -174,18 +174,7 @@ impl Della {
     }
 
     fn new(engine: Box<dyn Engine>, tokenizer: Tokenizer) -> Result<Self> {
-        let config = engine.config();
-        tokenizer.check_vocab_size(config.dims.vocab)?;
-        let specials = tokenizer.specials();
-        for (key, stated, found) in [
-            ("bos_token_id", config.bos, specials.bos),
-            ("eos_token_id", config.eos, specials.eos),
-            ("pad_token_id", config.pad, specials.pad),
-        ] {
-            if stated != found {
-                return Err(Error::input(key, format!("config.json says {stated}, the vocabulary {found}")));
-            }
-        }
+        check_vocabulary(engine.config(), &tokenizer)?;
         Ok(Della { engine, tokenizer })
     }
 
@@ -426,6 +415,26 @@ impl Della {
 
     fn all_ids<S: AsRef<str>>(&self, sentences: &[S], options: &Options) -> Result<Vec<SentenceIds>> {
         sentences.iter().map(|text| self.ids(text.as_ref(), &[], options.truncate)).collect()
+    }
+}
+
+/// Checks that a tokenizer belongs to a model.
+///
+/// # Errors
+/// [`Error::Mismatch`] with every disagreement: the number of tokens, and the ids of `<BOS>`, `<EOS>` and `[PAD]`.
+pub fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
+    let specials = tokenizer.specials();
+    let ids = [
+        ("bos_token_id", config.bos, specials.bos),
+        ("eos_token_id", config.eos, specials.eos),
+        ("pad_token_id", config.pad, specials.pad),
+    ];
+    let ids = ids.into_iter().filter(|(_, stated, found)| stated != found);
+    let ids = ids.map(|(key, stated, found)| format!("{key} is {stated} in config.json, but {found} here"));
+    let problems: Vec<String> = tokenizer.vocab_size_problem(config.dims.vocab).into_iter().chain(ids).collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Mismatch { path: tokenizer.path().to_path_buf(), problems }),
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use ndarray::{Array2, Array3, ArrayView3, Axis};
 
 use crate::backend::{Backend, HostFloat, Spans};
-use crate::cpu::{self, Cpu};
+use crate::cpu::{self, Cpu, Features, Isa, gemm};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::generate::session::{self, Request, upload_latents};
@@ -119,7 +119,17 @@ pub fn open(dir: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
 pub fn read_config(dir: &Path, checkpoint: &Checkpoint) -> Result<Config> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let config = Config::parse(&path, &text, Some(&shapes(checkpoint)))?;
+    check_config(&path, &text, checkpoint)
+}
+
+/// The configuration that `text`, the content of the file at `path`, makes of the tensors of `checkpoint`.
+///
+/// # Errors
+/// As for [`read_config`].
+pub fn check_config(path: &Path, text: &str, checkpoint: &Checkpoint) -> Result<Config> {
+    let shapes: Shapes =
+        checkpoint.names().filter_map(|name| Some((name.to_owned(), checkpoint.get(name)?.shape.clone()))).collect();
+    let config = Config::parse(path, text, Some(&shapes))?;
     check_tie(checkpoint)?;
     Ok(config)
 }
@@ -131,12 +141,7 @@ pub fn read_config(dir: &Path, checkpoint: &Checkpoint) -> Result<Config> {
 #[cfg(feature = "builtin-model")]
 pub fn builtin(device: &DeviceOptions) -> Result<Box<dyn Engine>> {
     let checkpoint = crate::builtin::checkpoint()?;
-    let config = Config::parse(Path::new("built-in config.json"), crate::builtin::CONFIG, Some(&shapes(&checkpoint)))?;
-    prepare(config, &checkpoint, device)
-}
-
-fn shapes(checkpoint: &Checkpoint) -> Shapes {
-    checkpoint.names().filter_map(|name| Some((name.to_owned(), checkpoint.get(name)?.shape.clone()))).collect()
+    prepare(crate::builtin::config(&checkpoint)?, &checkpoint, device)
 }
 
 fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
@@ -153,6 +158,57 @@ fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> 
 fn load<B: Backend>(backend: B, config: Config, checkpoint: &Checkpoint) -> Result<Box<dyn Engine>> {
     let model = Model::load(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned))?;
     Ok(Box::new(model))
+}
+
+/// One of several ways to compute, and whether it is taken.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its name, as the variable that chooses it has it.
+    pub name: &'static str,
+    /// Why it cannot be taken.
+    pub obstacle: Option<String>,
+    /// Whether it is the one that is taken.
+    pub chosen: bool,
+}
+
+/// How the CPU device computes on this machine.
+#[derive(Clone, Debug)]
+pub struct CpuReport {
+    /// The processor features that decide about speed, and which of them are present.
+    pub features: Vec<(&'static str, bool)>,
+    /// Instruction sets, slowest first.
+    pub isas: Vec<Candidate>,
+    /// Matrix products, best first.
+    pub gemms: Vec<Candidate>,
+    /// Threads that work on an operation together; or why the device cannot be had.
+    pub threads: Result<usize, String>,
+}
+
+/// What the CPU device finds on this machine and chooses, with the variables of the environment applied.
+pub fn describe_cpu() -> CpuReport {
+    let cpu = cpu::Options::default().or_env().and_then(Cpu::new);
+    let chosen = cpu.as_ref().ok();
+    let obstacle = |isa: Isa| match chosen {
+        _ if isa.token().is_none() => Some(format!("the processor lacks {isa}")),
+        Some(cpu) if cpu.isa() < isa => Some(format!("DELLA_ISA allows {} at most", cpu.isa())),
+        _ => None,
+    };
+    let isas = Isa::ALL.map(|isa| Candidate {
+        name: isa.name(),
+        obstacle: obstacle(isa),
+        chosen: chosen.is_some_and(|cpu| cpu.isa() == isa),
+    });
+    let gemms = gemm::REGISTRY.iter().map(|entry| Candidate {
+        name: entry.name,
+        obstacle: obstacle(entry.isa),
+        chosen: chosen.is_some_and(|cpu| cpu.gemm() == entry.name),
+    });
+    CpuReport {
+        features: Features::detect().iter().collect(),
+        isas: isas.into(),
+        gemms: gemms.collect(),
+        threads: cpu.as_ref().map(Cpu::threads).map_err(Error::to_string),
+    }
 }
 
 /// The head has no weights of its own: a file that says otherwise is not this model.
@@ -262,7 +318,7 @@ impl<B: Backend> Model<B> {
 }
 
 /// Cuts a list so that each part has about [`TOKENS_PER_PASS`] tokens, and at least one item.
-fn passes<'a, T>(items: &'a [T], len: impl Fn(&T) -> usize) -> impl Iterator<Item = &'a [T]> {
+fn passes<T>(items: &[T], len: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = items;
     std::iter::from_fn(move || {
         let mut tokens = 0;

@@ -4,7 +4,7 @@
 pub mod tree;
 pub mod backend;
 #[cfg(feature = "builtin-model")]
-mod builtin;
+pub mod builtin;
 pub mod cpu;
 mod della;
 pub mod dims;
@@ -20,5 +20,5 @@ pub mod rng;
 pub mod text;
 pub mod verify;
 
-pub use della::{Della, Options, Padding, Reconstruction, SentenceIds, row_number};
+pub use della::{Della, Options, Padding, Reconstruction, SentenceIds, check_vocabulary, row_number};
 pub use error::{Error, Result};

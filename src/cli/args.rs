@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use della::dtype::Dtype;
 use della::engine::{Device, DeviceOptions};
 use della::generate::{Mode, Sampling};
+use della::io::ElementType;
 use della::text::Unknown;
 use della::{Della, Options, Padding};
 
@@ -51,6 +52,24 @@ pub enum DtypeArg {
     Auto,
     F32,
     F64,
+}
+
+/// How weights are stored.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum StoredArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<StoredArg> for ElementType {
+    fn from(stored: StoredArg) -> Self {
+        match stored {
+            StoredArg::F32 => ElementType::F32,
+            StoredArg::F16 => ElementType::F16,
+            StoredArg::Bf16 => ElementType::Bf16,
+        }
+    }
 }
 
 impl DeviceArgs {
@@ -110,7 +129,8 @@ pub struct DrawArgs {
     pub seed: u64,
 }
 
-fn parse_seed(text: &str) -> Result<u64, String> {
+/// A seed as the command line has it; one drawn at random is printed.
+pub fn parse_seed(text: &str) -> Result<u64, String> {
     if text == "random" {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
         eprintln!("seed: {seed}");

@@ -65,35 +65,40 @@ struct Record {
 impl InputArgs {
     /// Starts reading.
     pub fn open(&self) -> anyhow::Result<Box<dyn Iterator<Item = Result<Sentence, BadLine>>>> {
-        let path = match (&self.file, &self.sentences[..]) {
-            (Some(path), _) => path.clone(),
-            (None, [dash]) if dash == "-" => PathBuf::from("-"),
-            (None, []) => {
-                return Err(
-                    Usage("nothing to read: give sentences, --file FILE, or - for standard input".into()).into()
-                );
-            }
-            (None, sentences) => {
-                let sentences = sentences.to_vec().into_iter().enumerate();
-                return Ok(Box::new(sentences.map(|(index, text)| {
-                    let place = format!("sentence {}", index + 1);
-                    Ok(Sentence { index, id: index.into(), text, entities: Vec::new(), place })
-                })));
-            }
-        };
-        let lines = Lines::open(&path)?;
-        if self.jsonl || is_jsonl(&path) {
-            return Ok(Box::new(lines.map(|line| {
-                let line = line?;
-                let record: Record = line.json()?;
-                let id = record.id.unwrap_or_else(|| line.index.into());
-                Ok(Sentence { index: line.index, id, text: record.text, entities: record.entities, place: line.place })
-            })));
-        }
-        Ok(Box::new(lines.map(|line| {
-            let Line { index, text, place } = line?;
-            Ok(Sentence { index, id: index.into(), text, entities: Vec::new(), place })
+        let lines = self.lines()?;
+        let jsonl = self.path().is_some_and(|path| self.jsonl || is_jsonl(path));
+        Ok(Box::new(lines.map(move |line| {
+            let line = line?;
+            let (index, record) = (line.index, if jsonl { Some(line.json::<Record>()?) } else { None });
+            let Line { text, place, .. } = line;
+            Ok(match record {
+                None => Sentence { index, id: index.into(), text, entities: Vec::new(), place },
+                Some(Record { id, text, entities }) => {
+                    Sentence { index, id: id.unwrap_or_else(|| index.into()), text, entities, place }
+                }
+            })
         })))
+    }
+
+    /// Starts reading lines as they are.
+    pub fn lines(&self) -> anyhow::Result<Box<dyn Iterator<Item = Result<Line, BadLine>>>> {
+        if let Some(path) = self.path() {
+            return Ok(Box::new(Lines::open(path)?));
+        }
+        if self.sentences.is_empty() {
+            return Err(Usage("nothing to read: give sentences, --file FILE, or - for standard input".into()).into());
+        }
+        let sentences = self.sentences.clone().into_iter().enumerate();
+        Ok(Box::new(sentences.map(|(index, text)| Ok(Line { index, text, place: format!("sentence {}", index + 1) }))))
+    }
+
+    /// The file that is read; `-` is standard input.
+    fn path(&self) -> Option<&Path> {
+        match (&self.file, &self.sentences[..]) {
+            (Some(path), _) => Some(path),
+            (None, [dash]) if dash == "-" => Some(Path::new("-")),
+            (None, _) => None,
+        }
     }
 
     /// Whether there is exactly one sentence, given as an argument.
@@ -200,8 +205,8 @@ impl Drop for Lines {
     }
 }
 
-/// A bar over the bytes of a file, if standard error is a terminal.
-fn progress(bytes: u64) -> ProgressBar {
+/// A bar over so many bytes, if standard error is a terminal.
+pub fn progress(bytes: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -1,18 +1,27 @@
 //! The command line: one file per subcommand, what they share in `args`, `input` and `output`.
 
 mod args;
+mod completions;
+mod convert;
 mod decode;
+mod doctor;
 mod encode;
+mod env;
 mod generate;
+mod init;
 mod input;
+mod inspect;
+mod model_dir;
 mod output;
 mod reconstruct;
 mod sample;
+mod tokenize;
+mod verify;
 
 use std::fmt;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// The DELLA text VAE: sentences to latents and back.
 #[derive(Parser)]
@@ -29,6 +38,13 @@ enum Command {
     Decode(decode::Args),
     Sample(sample::Args),
     Generate(generate::Args),
+    Tokenize(tokenize::Args),
+    Inspect(inspect::Args),
+    Convert(convert::Args),
+    Init(init::Args),
+    Verify(verify::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
 }
 
 impl Command {
@@ -39,6 +55,13 @@ impl Command {
             Command::Decode(args) => decode::run(args),
             Command::Sample(args) => sample::run(args),
             Command::Generate(args) => generate::run(args),
+            Command::Tokenize(args) => tokenize::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Convert(args) => convert::run(args),
+            Command::Init(args) => init::run(args),
+            Command::Verify(args) => verify::run(args),
+            Command::Doctor(args) => doctor::run(args),
+            Command::Completions(args) => completions::run(args),
         }
     }
 }
@@ -69,7 +92,23 @@ impl std::error::Error for BadLines {}
 
 /// Parses the arguments, runs the command, and reports what went wrong.
 pub fn run() -> ExitCode {
-    let Err(error) = Cli::parse().command.run() else { return ExitCode::SUCCESS };
+    let command = Cli::command();
+    let cli = command.clone().try_get_matches().and_then(|matches| {
+        env::report(&command, &matches);
+        Cli::from_arg_matches(&matches)
+    });
+    let cli = match cli {
+        Ok(cli) => cli,
+        Err(error) => {
+            // where it was to be printed is closed: there is no one to tell
+            let _ = error.print();
+            if let Some(variable) = env::culprit(&command, &error) {
+                eprintln!("note: the value comes from the environment variable {variable}");
+            }
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let Err(error) = cli.command.run() else { return ExitCode::SUCCESS };
     // whoever reads our output has read enough
     let closed = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
     if error.chain().any(|cause| cause.downcast_ref().is_some_and(closed)) {

@@ -146,7 +146,7 @@ impl Reader<'_> {
     }
 
     fn check_sizes(&mut self, dims: &Dims, ids: [(&str, usize); 3]) {
-        if dims.hidden % dims.heads != 0 {
+        if !dims.hidden.is_multiple_of(dims.heads) {
             self.problems.push(format!("n_head is {}, which does not divide n_embd = {}", dims.heads, dims.hidden));
         }
         for (key, id) in ids {

@@ -129,5 +129,5 @@ impl<B: Backend> Model<B> {
 /// What block `l` reads and what it writes.
 fn ping_pong<A>(hidden: &mut [A; 2], l: usize) -> (&mut A, &mut A) {
     let [a, b] = hidden;
-    if l % 2 == 0 { (a, b) } else { (b, a) }
+    if l.is_multiple_of(2) { (a, b) } else { (b, a) }
 }

@@ -196,6 +196,16 @@ impl Tokenizer {
         self.tokens.len()
     }
 
+    /// The file that holds the vocabulary.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tokens that the file lacks and that were appended, in order.
+    pub fn appended(&self) -> &[String] {
+        &self.tokens[self.in_file..]
+    }
+
     /// The tokens with a role.
     pub fn specials(&self) -> &Specials {
         &self.specials
@@ -206,16 +216,14 @@ impl Tokenizer {
         self.special.binary_search(&id).is_ok()
     }
 
-    /// Checks that the model's `vocab_size` is [`vocab_len`](Self::vocab_len).
-    ///
-    /// # Errors
-    /// Both sizes, where the tokenizer's comes from, and what may have gone wrong.
-    pub fn check_vocab_size(&self, expected: usize) -> Result<()> {
+    /// What is wrong if a model's `vocab_size` is `expected`: both sizes, where [`vocab_len`](Self::vocab_len) comes from,
+    /// and what may have gone wrong.
+    pub fn vocab_size_problem(&self, expected: usize) -> Option<String> {
         let len = self.vocab_len();
         if len == expected {
-            return Ok(());
+            return None;
         }
-        let appended = match &self.tokens[self.in_file..] {
+        let appended = match self.appended() {
             [] => String::new(),
             names => format!(", {} of them appended ({})", names.len(), names.join(" ")),
         };
@@ -224,8 +232,7 @@ impl Tokenizer {
         } else {
             "use the vocab.txt that came with the model"
         };
-        let message = format!("makes {len} tokens{appended}, but the model's vocab_size is {expected}; {hint}");
-        Err(Error::format(&self.path, message))
+        Some(format!("makes {len} tokens{appended}, but the model's vocab_size is {expected}; {hint}"))
     }
 
     /// `text` as the tokenizer sees it: cleaned, and lower case without accents unless the model keeps them.

@@ -20,7 +20,7 @@ pub fn trace<B: Backend>(model: &Model<B>, case: &CaseInputs) -> Result<Tensors>
     tracer.sampled()?;
     tracer.at_means()?;
     if case.condition_len > 0 {
-        tracer.from_condition()?;
+        tracer.condition_alone()?;
     }
     Ok(tracer.tensors)
 }
@@ -121,7 +121,7 @@ impl<'a, B: Backend> Tracer<'a, B> {
     }
 
     /// The chain driven by the prior of the condition alone.
-    fn from_condition(&mut self) -> Result<()> {
+    fn condition_alone(&mut self) -> Result<()> {
         let (model, latent) = (self.model, self.model.config.dims.latent);
         let conditions: Vec<Vec<u32>> = self.case.rows.iter().map(|r| r[..self.case.condition_len].to_vec()).collect();
         let rows: Vec<Row<'_>> = conditions.iter().map(|c| Row { condition: c, sentence: &[] }).collect();

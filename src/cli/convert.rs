@@ -1,0 +1,51 @@
+//! `della convert`: any readable model to safetensors.
+
+use std::path::{Path, PathBuf};
+
+use della::engine;
+use della::io::{Checkpoint, ElementType};
+use della::model::save;
+
+use super::args::StoredArg;
+use super::input::progress;
+use super::model_dir::{TOKENIZER_FILES, copy, refuse_existing};
+
+/// Write a model as safetensors
+///
+/// Reads every format that other commands read, and writes model.safetensors, a config.json with every size in it, and
+/// the tokenizer's files.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model directory, or a file of weights in one
+    #[arg(long, value_name = "PATH", env = "DELLA_MODEL")]
+    model: PathBuf,
+    /// New directory; nothing in it is overwritten
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    /// How weights are stored
+    #[arg(long, value_enum, default_value_t = StoredArg::F32)]
+    dtype: StoredArg,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    refuse_existing(&args.output)?;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let dir = checkpoint.path().parent().unwrap_or(Path::new(""));
+    let config = engine::read_config(dir, &checkpoint)?;
+    let dtype = ElementType::from(args.dtype);
+    let parameters: usize = config.specs().list().iter().map(|spec| spec.len()).sum();
+    let bar = progress((parameters * dtype.size()) as u64);
+    save::save(&args.output, &config, dtype, &mut |_, spec| {
+        bar.inc((spec.len() * dtype.size()) as u64);
+        checkpoint.read_f32(&spec.name)
+    })?;
+    bar.finish_and_clear();
+    let present = TOKENIZER_FILES.into_iter().filter(|file| dir.join(file).exists());
+    let copied = present.map(|file| copy(&dir.join(file), &args.output.join(file)).map(|()| file));
+    let copied: Vec<&str> = copied.collect::<della::Result<_>>()?;
+    eprintln!("wrote {parameters} parameters in {dtype} to {}", args.output.display());
+    if copied.is_empty() {
+        eprintln!("there was no tokenizer with it; add its vocab.txt before you give the model text");
+    }
+    Ok(())
+}
