@@ -21,9 +21,9 @@ use crate::model::encode::{EncoderBatch, Row};
 use crate::model::latent::{Drive, Noise};
 use crate::model::params::TIED_HEAD;
 use crate::model::stack::Tokens;
+use crate::model::trace;
 use crate::model::{Config, Model};
 use crate::reference::Reference;
-use crate::verify;
 
 /// Tokens that the encoder and the decoder take at once: enough to keep every kernel busy, little enough to stay small.
 const TOKENS_PER_PASS: usize = 2048;
@@ -62,11 +62,11 @@ pub trait Engine: Send + Sync {
         on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<u32>>>;
 
-    /// Every tensor that a verification case can hold; see [`verify`].
+    /// Every tensor on the way to the loss; see [`trace`].
     ///
     /// # Errors
     /// [`Error::Input`] for a case that does not fit the model.
-    fn trace(&self, case: &verify::CaseInputs) -> Result<verify::Tensors>;
+    fn trace(&self, case: &trace::Inputs) -> Result<trace::Tensors>;
 }
 
 /// Where a model runs.
@@ -283,8 +283,8 @@ impl<B: Backend> Engine for Model<B> {
         session::generate(self, request, on_token)
     }
 
-    fn trace(&self, case: &verify::CaseInputs) -> Result<verify::Tensors> {
-        verify::trace(self, case)
+    fn trace(&self, case: &trace::Inputs) -> Result<trace::Tensors> {
+        trace::trace(self, case)
     }
 }
 

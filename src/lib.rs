@@ -1,4 +1,41 @@
-//! della: the DELLA text VAE as one from-scratch numeric engine.
+//! The DELLA text VAE as one from-scratch numeric engine: a GPT-2 encoder, a chain of latents, a GPT-2 decoder into
+//! whose every layer its latent is fused. Transformer operations, attention, layer norm and latent fusion are written by
+//! hand; the results are verified against those of the published code.
+//!
+//! ```
+//! # #[cfg(feature = "builtin-model")]
+//! # fn main() -> della::Result<()> {
+//! use della::{Della, Options};
+//!
+//! let della = Della::builtin()?; // or Della::open("Randeng-DELLA-226M-Chinese")?
+//! let latents = della.encode(&["你喜欢吃什么水果？", "这家餐厅的菜很好吃。"], &Options::default())?;
+//! assert_eq!(latents.z.shape(), [2, 4, 64]); // sentences, layers, width
+//! let back = della.decode(latents.z.view(), &Options::greedy())?;
+//! assert_eq!(back, ["你喜欢吃什么水果？", "这家餐厅的菜很好吃。"]);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "builtin-model"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Map
+//!
+//! Each layer uses only those above it in this table; `tests/layering.rs` checks it.
+//!
+//! | modules | what they are |
+//! | --- | --- |
+//! | [`error`] [`dims`] [`dtype`] [`tree`] [`rng`] | what everything stands on |
+//! | [`backend`], [`io`], [`text`] | the contract between model and device; files; tokenizer |
+//! | [`reference`](mod@reference), [`cpu`], [`model`] | two implementations of the contract; the model, written once over it |
+//! | [`generate`], [`latent`] | the decoding loop; latents on the host |
+//! | [`engine`] | everything a device can be asked; the only file that names the backends together |
+//! | [`Della`], [`verify`] | text to text; comparison with recorded outputs |
+//!
+//! # Unsafe code
+//!
+//! Only where there is no other way: vector intrinsics (`cpu/arch`), aligned buffers (`cpu/buffer`), disjoint parts of one
+//! buffer for several threads (`cpu/parallel`, `cpu/gemm`), and the file map (`io/mmap`). Every block names the fact
+//! that makes it sound; the lint that demands it is an error.
 
 #[macro_use]
 pub mod tree;

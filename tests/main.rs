@@ -7,6 +7,8 @@ mod util;
 mod cpu_ops;
 /// Requests: a row gives the same bits in any company, cached or not.
 mod engine;
+/// Who may import whom, and where unsafe code lives.
+mod layering;
 /// Weights from files, whole and damaged.
 mod loaders;
 /// Sampling: the published code's probabilities, and what holds for any logits.

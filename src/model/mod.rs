@@ -14,6 +14,7 @@ mod load;
 pub mod params;
 pub mod save;
 pub mod stack;
+pub mod trace;
 
 pub use block::Prepared;
 pub use config::Config;

@@ -3,42 +3,7 @@
 use crate::error::{Error, Result};
 use crate::io::TensorInfo;
 use crate::io::checkpoint::Checkpoint;
-
-/// What a case gives to the model.
-#[derive(Clone, Debug)]
-pub struct CaseInputs {
-    /// `B` rows of the same length: condition and sentence, padding included.
-    pub rows: Vec<Vec<u32>>,
-    /// How many tokens of each row are the condition.
-    pub condition_len: usize,
-    /// `(L, B, Z)`
-    pub eps_prior: Vec<f32>,
-    /// `(L, B, Z)`
-    pub eps_posterior: Vec<f32>,
-    /// Weight of the KL in the loss.
-    pub beta: f64,
-}
-
-/// Named tensors in the order in which they were computed.
-#[derive(Clone, Debug, Default)]
-pub struct Tensors(Vec<(String, Vec<usize>, Vec<f64>)>);
-
-impl Tensors {
-    /// Adds a tensor.
-    pub fn put(&mut self, name: &str, shape: &[usize], values: Vec<f64>) {
-        self.0.push((name.into(), shape.to_vec(), values));
-    }
-
-    /// A tensor's values.
-    pub fn get(&self, name: &str) -> Option<&[f64]> {
-        self.iter().find(|(known, ..)| *known == name).map(|(_, _, values)| values)
-    }
-
-    /// Names, shapes and values.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[usize], &[f64])> {
-        self.0.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice()))
-    }
-}
+use crate::model::trace::Inputs;
 
 /// Inputs and outputs of greedy decoding.
 pub(super) struct GreedyCase {
@@ -48,7 +13,7 @@ pub(super) struct GreedyCase {
 
 /// What kind of case a file holds.
 pub(super) enum Case {
-    Tensors(CaseInputs),
+    Tensors(Inputs),
     Greedy(GreedyCase),
     Training,
 }
@@ -79,7 +44,7 @@ fn greedy(file: &Checkpoint) -> Result<GreedyCase> {
     Ok(GreedyCase { generated: generated.collect::<Result<_>>()?, inputs })
 }
 
-fn tensors(file: &Checkpoint) -> Result<CaseInputs> {
+fn tensors(file: &Checkpoint) -> Result<Inputs> {
     let mut rows = ids(file, "inputs")?;
     let mut condition_len = 0;
     if file.get("cond_inputs").is_some() {
@@ -94,7 +59,7 @@ fn tensors(file: &Checkpoint) -> Result<CaseInputs> {
     let beta = file.read_f64("beta")?;
     let [beta] = beta[..] else { return Err(malformed(file, format!("beta has {} values, not 1", beta.len()))) };
     let (eps_prior, eps_posterior) = (file.read_f32("eps_prior")?, file.read_f32("eps_posterior")?);
-    Ok(CaseInputs { rows, condition_len, eps_prior, eps_posterior, beta })
+    Ok(Inputs { rows, condition_len, eps_prior, eps_posterior, beta })
 }
 
 /// A tensor of ids, `(B, T)` or `(T)`, as rows.

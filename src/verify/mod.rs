@@ -7,13 +7,10 @@ mod case;
 mod report;
 mod sampling;
 mod tolerance;
-mod trace;
 
-pub use case::{CaseInputs, Tensors};
 pub use report::{Report, Status, TensorReport};
 pub use sampling::verify_sampling;
 pub use tolerance::tolerance;
-pub use trace::trace;
 
 use std::path::Path;
 

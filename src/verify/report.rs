@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use super::Tensors;
 use crate::error::Result;
 use crate::io::checkpoint::Checkpoint;
+use crate::model::trace::Tensors;
 
 /// What is said of one tensor.
 #[derive(Clone, Debug, PartialEq)]

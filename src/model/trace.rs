@@ -1,19 +1,54 @@
-//! The computation of a case: every tensor that the reference outputs hold, in the published arithmetic, where padding
-//! is read like any other token.
+//! Every tensor on the way to the loss, by name, for comparison with recorded outputs of the published code; in the
+//! published arithmetic, where padding is read like any other token.
 
-use super::{CaseInputs, Tensors};
+use super::Model;
+use super::acts::{ChainActs, StackActs};
+use super::encode::{EncoderBatch, Row};
+use super::latent::{Drive, Noise};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::model::acts::{ChainActs, StackActs};
-use crate::model::encode::{EncoderBatch, Row};
-use crate::model::latent::{Drive, Noise};
+
+/// What a pass is given.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// `B` rows of the same length: condition and sentence, padding included.
+    pub rows: Vec<Vec<u32>>,
+    /// How many tokens of each row are the condition.
+    pub condition_len: usize,
+    /// `(L, B, Z)`
+    pub eps_prior: Vec<f32>,
+    /// `(L, B, Z)`
+    pub eps_posterior: Vec<f32>,
+    /// Weight of the KL in the loss.
+    pub beta: f64,
+}
+
+/// Named tensors in the order in which they were computed.
+#[derive(Clone, Debug, Default)]
+pub struct Tensors(Vec<(String, Vec<usize>, Vec<f64>)>);
+
+impl Tensors {
+    /// Adds a tensor.
+    pub fn put(&mut self, name: &str, shape: &[usize], values: Vec<f64>) {
+        self.0.push((name.into(), shape.to_vec(), values));
+    }
+
+    /// A tensor's values.
+    pub fn get(&self, name: &str) -> Option<&[f64]> {
+        self.iter().find(|(known, ..)| *known == name).map(|(_, _, values)| values)
+    }
+
+    /// Names, shapes and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[usize], &[f64])> {
+        self.0.iter().map(|(name, shape, values)| (name.as_str(), shape.as_slice(), values.as_slice()))
+    }
+}
 
 /// Runs the model over a case.
 ///
 /// # Errors
 /// [`Error::Input`] for a case that does not fit the model.
-pub fn trace<B: Backend>(model: &Model<B>, case: &CaseInputs) -> Result<Tensors> {
+pub fn trace<B: Backend>(model: &Model<B>, case: &Inputs) -> Result<Tensors> {
     check(model, case)?;
     let mut tracer = Tracer::new(model, case)?;
     tracer.encoder()?;
@@ -25,7 +60,7 @@ pub fn trace<B: Backend>(model: &Model<B>, case: &CaseInputs) -> Result<Tensors>
     Ok(tracer.tensors)
 }
 
-fn check<B: Backend>(model: &Model<B>, case: &CaseInputs) -> Result<()> {
+fn check<B: Backend>(model: &Model<B>, case: &Inputs) -> Result<()> {
     let dims = &model.config.dims;
     if dims.conditional != (case.condition_len > 0) {
         let (found, needed) = if dims.conditional { ("lacks", "needs") } else { ("has", "takes no") };
@@ -46,7 +81,7 @@ fn check<B: Backend>(model: &Model<B>, case: &CaseInputs) -> Result<()> {
 
 struct Tracer<'a, B: Backend> {
     model: &'a Model<B>,
-    case: &'a CaseInputs,
+    case: &'a Inputs,
     rows: usize,
     batch: EncoderBatch<B>,
     acts: StackActs<B>,
@@ -57,7 +92,7 @@ struct Tracer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Tracer<'a, B> {
-    fn new(model: &'a Model<B>, case: &'a CaseInputs) -> Result<Self> {
+    fn new(model: &'a Model<B>, case: &'a Inputs) -> Result<Self> {
         let (backend, dims, rows) = (&model.backend, &model.config.dims, case.rows.len());
         let batch = EncoderBatch::new(backend, &split(case), dims.conditional)?;
         let layers = |eps: &[f32]| -> Result<Vec<B::Real>> {
@@ -217,7 +252,7 @@ impl<'a, B: Backend> Tracer<'a, B> {
 }
 
 /// The case's rows as condition and sentence.
-fn split(case: &CaseInputs) -> Vec<Row<'_>> {
+fn split(case: &Inputs) -> Vec<Row<'_>> {
     case.rows
         .iter()
         .map(|row| {
