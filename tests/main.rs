@@ -3,10 +3,14 @@
 /// Inputs, comparisons and plain f64 versions of the ops.
 mod util;
 
+/// The `della` command, from its arguments to its exit code.
+mod cli;
 /// Every CPU op, instruction set and matrix product against plain loops, and bit for bit against itself.
 mod cpu_ops;
 /// Requests: a row gives the same bits in any company, cached or not.
 mod engine;
+/// Recorded outputs of the published code, reproduced; and a wrong weight, found.
+mod golden;
 /// Who may import whom, and where unsafe code lives.
 mod layering;
 /// Weights from files, whole and damaged.

@@ -1,7 +1,8 @@
 //! `della init`: a model with random weights.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::builder::PossibleValuesParser;
 use della::io::ElementType;
 use della::model::config::PRESETS;
@@ -60,10 +61,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn config(args: &Args) -> anyhow::Result<Config> {
-    if let Some(config) = args.preset.as_deref().and_then(Config::preset) {
-        return Ok(config);
-    }
-    let path = args.config.as_deref().unwrap_or(Path::new("config.json"));
+    let Some(path) = &args.config else {
+        return args.preset.as_deref().and_then(Config::preset).context("--preset or --config is needed");
+    };
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let mut json: Map<String, Value> =
         serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not a JSON object: {e}")))?;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use della::engine;
 use della::verify::{self, Report, Status};
 use serde_json::{Value, json};
@@ -64,11 +65,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let verdict = print(dir, verify::verify_sampling(dir), args.json)?;
         return summarise(&[verdict], args.json);
     }
-    // both are there: the parser demands them where --sampling is not
-    let Args { model: Some(model), cases, .. } = args else { return Ok(()) };
-    let engine = engine::open(&model, &options)?;
+    let engine = engine::open(&args.model.context("a model directory is needed")?, &options)?;
     let tolerance = verify::tolerance(options.dtype());
-    let verdicts = cases.iter().map(|case| print(case, verify::verify(&*engine, case, tolerance), args.json));
+    let verdicts = args.cases.iter().map(|case| print(case, verify::verify(&*engine, case, tolerance), args.json));
     summarise(&verdicts.collect::<anyhow::Result<Vec<_>>>()?, args.json)
 }
 

@@ -1,0 +1,108 @@
+use std::path::{Path, PathBuf};
+
+use della::engine::{self, Device, DeviceOptions};
+use della::io::{Checkpoint, ElementType};
+use della::model::save::save;
+use della::verify::{Report, Status, tolerance, verify, verify_sampling};
+
+/// A model's directory and a case of it.
+const CASES: [(&str, &str); 6] = [
+    ("vae", "case_single"),
+    ("vae", "case_padded"),
+    ("cvae", "case_padded"),
+    ("greedy_vae", "case_greedy"),
+    ("greedy_cvae", "case_greedy"),
+    ("train", "case_train"),
+];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The report on a case, by the model in `dir`.
+fn report(dir: &Path, case: &Path, device: Device) -> Report {
+    let options = DeviceOptions { device, threads: Some(2), ..DeviceOptions::default() };
+    let engine = engine::open(dir, &options).unwrap();
+    verify(&*engine, case, tolerance(options.dtype())).unwrap()
+}
+
+fn status<'a>(report: &'a Report, name: &str) -> &'a Status {
+    &report.tensors.iter().find(|tensor| tensor.name == name).unwrap_or_else(|| panic!("no {name} in {report}")).status
+}
+
+#[test]
+fn every_case_is_reproduced() {
+    for device in [Device::Reference, Device::Cpu] {
+        for (model, case) in CASES {
+            let report = report(&fixture(model), &fixture(model).join(case).with_extension("safetensors"), device);
+            assert!(report.passes(), "{model}/{case} on {device:?}\n{report}");
+            let compared = |status: &Status| matches!(status, Status::Compared { .. } | Status::Exact(None));
+            let compared = report.tensors.iter().filter(|tensor| compared(&tensor.status)).count();
+            let least = match case {
+                "case_train" => 0,
+                "case_greedy" => 3,
+                _ => 15,
+            };
+            assert!(compared >= least, "{model}/{case} on {device:?}: {compared} tensors compared\n{report}");
+        }
+    }
+}
+
+/// What is there but cannot be compared yet is said, and counts neither way.
+#[test]
+fn gradients_and_training_are_not_computed_yet() {
+    let single = report(&fixture("vae"), &fixture("vae/case_single.safetensors"), Device::Cpu);
+    assert_eq!(*status(&single, "grad.model.encoder.transformer.wte.weight"), Status::NotComputed);
+    assert!(single.to_string().contains("grad.*                     126 tensors: not computed yet"), "{single}");
+    let training = report(&fixture("train"), &fixture("train/case_train.safetensors"), Device::Cpu);
+    assert!(training.tensors.iter().all(|tensor| tensor.status == Status::NotComputed));
+}
+
+#[test]
+fn the_sampler_reproduces_its_cases() {
+    let report = verify_sampling(&fixture("sampling")).unwrap();
+    assert!(report.passes() && report.tensors.len() == 10, "{report}");
+}
+
+/// One weight a little off is found, and the report's first failure is the tensor that it makes.
+#[test]
+fn a_wrong_weight_fails_where_it_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(fixture("vae")).unwrap();
+    let config = engine::read_config(&fixture("vae"), &checkpoint).unwrap();
+    for (weight, first_wrong) in [
+        ("model.encoder.transformer.wpe.weight", "encoder_embedding"),
+        ("model.encoder.transformer.h.2.mlp.c_fc.weight", "encoder_hidden_states"),
+        ("model.pooling.3.attention_weights", "pooled"),
+        ("model.prior_nets.3.weight", "prior_output"),
+        ("model.posterior_nets.3.weight", "posterior_output"),
+        ("model.decoder.transformer.linear_emb_layers.0.weight", "logits"),
+    ] {
+        let dir = directory.path().join(weight);
+        save(&dir, &config, ElementType::F32, &mut |_, spec| {
+            let mut values = checkpoint.read_f32(&spec.name)?;
+            if spec.name == weight {
+                values[0] += 0.01;
+            }
+            Ok(values)
+        })
+        .unwrap();
+        for device in [Device::Reference, Device::Cpu] {
+            let report = report(&dir, &fixture("vae/case_single.safetensors"), device);
+            assert!(!report.passes());
+            let first = report.tensors.iter().find(|tensor| !tensor.passes()).unwrap();
+            assert_eq!(first.name, first_wrong, "{weight} on {device:?}\n{report}");
+        }
+    }
+}
+
+/// Another model's case is an error, not a difference.
+#[test]
+fn a_case_of_another_model_is_refused() {
+    let vae = engine::open(&fixture("vae"), &DeviceOptions::default()).unwrap();
+    let error = verify(&*vae, &fixture("cvae/case_padded.safetensors"), 1e-3).unwrap_err().to_string();
+    assert!(error.contains("cond_inputs"), "{error}");
+    let train = engine::open(&fixture("train"), &DeviceOptions::default()).unwrap();
+    let error = verify(&*train, &fixture("vae/case_single.safetensors"), 1e-3).unwrap_err().to_string();
+    assert!(error.contains("vocabulary of 101") || error.contains("eps_prior"), "{error}");
+}
