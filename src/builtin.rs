@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use crate::engine;
 use crate::error::Result;
 use crate::io::checkpoint::Checkpoint;
 use crate::model::Config;
@@ -18,7 +17,7 @@ const NAME: &str = "built-in model";
 /// None that a build which passes its tests can meet; so for all functions here.
 pub fn config(checkpoint: &Checkpoint) -> Result<Config> {
     let path = Path::new(NAME).join("config.json");
-    engine::check_config(&path, include_str!("../assets/mini-zh/config.json"), checkpoint)
+    Config::checked(&path, include_str!("../assets/mini-zh/config.json"), checkpoint)
 }
 
 /// Its weights.

@@ -16,10 +16,8 @@ use crate::generate::session::{self, Request, upload_latents};
 use crate::io::checkpoint::Checkpoint;
 use crate::latent::{Gaussian, Latents};
 use crate::model::acts::{ChainActs, StackActs};
-use crate::model::config::Shapes;
 use crate::model::encode::{EncoderBatch, Row};
 use crate::model::latent::{Drive, Noise};
-use crate::model::params::TIED_HEAD;
 use crate::model::stack::Tokens;
 use crate::model::trace;
 use crate::model::{Config, Model};
@@ -108,30 +106,8 @@ impl DeviceOptions {
 /// Everything that can be wrong with the directory: see [`Config::parse`] and [`Checkpoint::open`].
 pub fn open(dir: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
     let checkpoint = Checkpoint::open(dir)?;
-    let config = read_config(dir, &checkpoint)?;
+    let config = Config::read(dir, &checkpoint)?;
     prepare(config, &checkpoint, device)
-}
-
-/// The checked configuration of the model directory that `checkpoint` was opened from.
-///
-/// # Errors
-/// As [`Config::parse`]; and a head that is not the decoder's embedding.
-pub fn read_config(dir: &Path, checkpoint: &Checkpoint) -> Result<Config> {
-    let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    check_config(&path, &text, checkpoint)
-}
-
-/// The configuration that `text`, the content of the file at `path`, makes of the tensors of `checkpoint`.
-///
-/// # Errors
-/// As for [`read_config`].
-pub fn check_config(path: &Path, text: &str, checkpoint: &Checkpoint) -> Result<Config> {
-    let shapes: Shapes =
-        checkpoint.names().filter_map(|name| Some((name.to_owned(), checkpoint.get(name)?.shape.clone()))).collect();
-    let config = Config::parse(path, text, Some(&shapes))?;
-    check_tie(checkpoint)?;
-    Ok(config)
 }
 
 /// Prepares the model that is compiled into the library.
@@ -209,16 +185,6 @@ pub fn describe_cpu() -> CpuReport {
         gemms: gemms.collect(),
         threads: cpu.as_ref().map(Cpu::threads).map_err(Error::to_string),
     }
-}
-
-/// The head has no weights of its own: a file that says otherwise is not this model.
-fn check_tie(checkpoint: &Checkpoint) -> Result<()> {
-    let (head, table) = TIED_HEAD;
-    if checkpoint.get(head).is_some() && !checkpoint.same_values(head, table)? {
-        let problem = format!("{head} differs from {table}, but this model ties them");
-        return Err(Error::Mismatch { path: checkpoint.path().to_path_buf(), problems: vec![problem] });
-    }
-    Ok(())
 }
 
 impl<B: Backend> Engine for Model<B> {

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use della::backend::{CacheRows, Spans, Storage};
 use della::cpu::{Cpu, Options};
-use della::engine::{Engine, read_config};
+use della::engine::Engine;
 use della::generate::Sampling;
 use della::generate::session::{Choice, Request, upload_latents};
 use della::io::checkpoint::Checkpoint;
-use della::model::Model;
+use della::model::{Config, Model};
 use della::model::acts::StackActs;
 use della::model::cache::Cache;
 use della::model::encode::Row;
@@ -21,7 +21,7 @@ use ndarray::{Array3, Axis, s};
 fn model(threads: usize) -> Model<Cpu> {
     let dir = Path::new("tests/fixtures/vae");
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let config = read_config(dir, &checkpoint).unwrap();
+    let config = Config::read(dir, &checkpoint).unwrap();
     let cpu = Cpu::new(Options { threads: Some(threads), ..Options::default() }).unwrap();
     Model::load(cpu, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
 }

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 
 use della::engine::{self, Device, DeviceOptions};
 use della::io::{Checkpoint, ElementType};
+use della::model::Config;
 use della::model::save::save;
 use della::verify::{Report, Status, tolerance, verify, verify_sampling};
 
@@ -69,7 +70,7 @@ fn the_sampler_reproduces_its_cases() {
 fn a_wrong_weight_fails_where_it_is_used() {
     let directory = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(fixture("vae")).unwrap();
-    let config = engine::read_config(&fixture("vae"), &checkpoint).unwrap();
+    let config = Config::read(&fixture("vae"), &checkpoint).unwrap();
     for (weight, first_wrong) in [
         ("model.encoder.transformer.wpe.weight", "encoder_embedding"),
         ("model.encoder.transformer.h.2.mlp.c_fc.weight", "encoder_hidden_states"),

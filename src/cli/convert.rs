@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use della::engine;
+use della::model::Config;
 use della::io::{Checkpoint, ElementType};
 use della::model::save;
 
@@ -31,7 +31,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     refuse_existing(&args.output)?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let dir = checkpoint.path().parent().unwrap_or(Path::new(""));
-    let config = engine::read_config(dir, &checkpoint)?;
+    let config = Config::read(dir, &checkpoint)?;
     let dtype = ElementType::from(args.dtype);
     let parameters: usize = config.specs().list().iter().map(|spec| spec.len()).sum();
     let bar = progress((parameters * dtype.size()) as u64);

@@ -9,7 +9,7 @@ use della::io::Checkpoint;
 use della::model::Config;
 use della::model::params::TIED_HEAD;
 use della::text::Tokenizer;
-use della::{Error, check_vocabulary, engine};
+use della::{Error, check_vocabulary};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -86,7 +86,7 @@ fn inspect(path: &Path) -> anyhow::Result<Report> {
     let mut report = weights(&checkpoint);
     let mut config = None;
     if dir.join("config.json").exists() {
-        match engine::read_config(dir, &checkpoint) {
+        match Config::read(dir, &checkpoint) {
             Ok(read) => config = Some(read),
             Err(e) => report.problems.extend(problems(e)),
         }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use della::io::Checkpoint;
 use della::text::{DecodeOptions, Tokenizer, Unknown};
-use della::{Error, engine};
+use della::Error;
+use della::model::Config;
 use serde::{Deserialize, Serialize};
 
 use super::input::{BadLine, InputArgs, Line};
@@ -115,6 +116,6 @@ fn conditional(dir: &Path) -> della::Result<bool> {
     let config: Conditional = serde_json::from_str(&text).map_err(|e| Error::format(&path, e))?;
     match config.conditional {
         Some(conditional) => Ok(conditional),
-        None => Ok(engine::read_config(dir, &Checkpoint::open(dir)?)?.dims.conditional),
+        None => Ok(Config::read(dir, &Checkpoint::open(dir)?)?.dims.conditional),
     }
 }

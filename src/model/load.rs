@@ -1,17 +1,52 @@
-//! Preparing parameters for a device.
+//! From a checkpoint to a model: the configuration is checked, the parameters are prepared for a device.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::params::Spec;
+use super::params::{Spec, TIED_HEAD};
 use super::{Config, Model};
 use crate::backend::{Backend, Matrix};
 use crate::error::{Error, Result};
+use crate::io::checkpoint::Checkpoint;
 
 /// Parameters that are read at the same time at most: each is held twice until it is prepared.
 const READERS: usize = 4;
+
+impl Config {
+    /// The configuration of the model directory that `checkpoint` was opened from, checked against its tensors.
+    ///
+    /// # Errors
+    /// As [`Config::parse`]; and a head that is not the decoder's embedding.
+    pub fn read(dir: &Path, checkpoint: &Checkpoint) -> Result<Self> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+        Self::checked(&path, &text, checkpoint)
+    }
+
+    /// As [`read`](Self::read), from `text`, the content of the file at `path`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn checked(path: &Path, text: &str, checkpoint: &Checkpoint) -> Result<Self> {
+        let shape = |name: &str| Some((name.to_owned(), checkpoint.get(name)?.shape.clone()));
+        let config = Config::parse(path, text, Some(&checkpoint.names().filter_map(shape).collect()))?;
+        check_tie(checkpoint)?;
+        Ok(config)
+    }
+}
+
+/// The head has no weights of its own: a file that says otherwise is not this model.
+fn check_tie(checkpoint: &Checkpoint) -> Result<()> {
+    let (head, table) = TIED_HEAD;
+    if checkpoint.get(head).is_some() && !checkpoint.same_values(head, table)? {
+        let problem = format!("{head} differs from {table}, but this model ties them");
+        return Err(Error::Mismatch { path: checkpoint.path().to_path_buf(), problems: vec![problem] });
+    }
+    Ok(())
+}
 
 enum Leaf<M, V> {
     Matrix(M),
