@@ -1,6 +1,6 @@
 //! The CPU backend: f32, vector kernels chosen at run time, weights packed for the matrix product.
 //!
-//! Layers, each using those before it: `arch` (intrinsics), [`simd`] (kernels written once), [`gemm`] (matrix products), `ops` (the
+//! Layers, each using those before it: `arch` (intrinsics), `simd` (kernels written once), [`gemm`] (matrix products), `ops` (the
 //! groups of operations of [`backend`](crate::backend)). A result depends neither on the number of threads nor on the
 //! batch that a row is computed in: every sum runs in an order given by its own length.
 
@@ -10,11 +10,12 @@ pub mod gemm;
 mod isa;
 mod ops;
 mod parallel;
-pub mod simd;
+mod simd;
 
 pub use buffer::Buffer;
 pub use isa::{Features, Isa};
 
+use std::env::VarError;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
@@ -41,24 +42,26 @@ impl Options {
     /// # Errors
     /// A variable whose value is not one of the choices.
     pub fn or_env(self) -> Result<Self> {
-        let named = |name: &str, e: Error| match e {
-            Error::Input { message, .. } => Error::input(name, message),
-            e => e,
-        };
-        let var = |name: &str| match std::env::var(name) {
+        self.or_vars(|name| match std::env::var(name) {
             Ok(value) => Ok(Some(value)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(VarError::NotPresent) => Ok(None),
             Err(e) => Err(Error::input(name, e)),
-        };
-        let threads = match var("DELLA_THREADS")? {
-            Some(n) => Some(n.parse().map_err(|_| Error::input("DELLA_THREADS", format!("{n:?} is not a number")))?),
-            None => None,
-        };
-        let isa = var("DELLA_ISA")?.map(|name| name.parse().map_err(|e| named("DELLA_ISA", e))).transpose()?;
-        let gemm = var("DELLA_GEMM")?;
-        if let Some(name) = &gemm {
-            gemm::find(name).map_err(|e| named("DELLA_GEMM", e))?;
+        })
+    }
+
+    fn or_vars(self, var: impl Fn(&str) -> Result<Option<String>>) -> Result<Self> {
+        /// Parses the variable, and names it if that fails.
+        fn parse<T>(name: &str, value: Option<String>, parse: impl Fn(&str) -> Result<T>) -> Result<Option<T>> {
+            value.map(|value| parse(&value)).transpose().map_err(|e| match e {
+                Error::Input { message, .. } => Error::input(name, message),
+                e => e,
+            })
         }
+        let threads = parse("DELLA_THREADS", var("DELLA_THREADS")?, |n| {
+            n.parse().map_err(|_| Error::input("threads", format!("{n:?} is not a number of threads")))
+        })?;
+        let isa = parse("DELLA_ISA", var("DELLA_ISA")?, str::parse)?;
+        let gemm = parse("DELLA_GEMM", var("DELLA_GEMM")?, |name| gemm::find(name).map(|entry| entry.name.into()))?;
         Ok(Options { threads: self.threads.or(threads), isa_cap: self.isa_cap.or(isa), gemm: self.gemm.or(gemm) })
     }
 }
@@ -157,6 +160,32 @@ impl Storage for Cpu {
         let len = dst.len();
         for (dst, src) in dst.iter_mut().zip(&src[..len]) {
             *dst = F::from_f32(*src);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_fill_what_is_open() {
+        let with = |name: &'static str, value: &'static str, options: Options| {
+            options.or_vars(move |n| Ok((n == name).then(|| value.into())))
+        };
+        assert_eq!(with("DELLA_ISA", "avx2", Options::default()).unwrap().isa_cap, Some(Isa::Avx2));
+        assert_eq!(with("DELLA_THREADS", "7", Options::default()).unwrap().threads, Some(7));
+        let given = Options { threads: Some(2), ..Options::default() };
+        assert_eq!(with("DELLA_THREADS", "7", given).unwrap().threads, Some(2));
+        let gemm = with("DELLA_GEMM", "matrixmultiply-f32", Options::default()).unwrap().gemm;
+        assert_eq!(Cpu::new(Options { gemm, ..Options::default() }).unwrap().gemm(), "matrixmultiply-f32");
+        for (name, value, choice) in [
+            ("DELLA_ISA", "sse9", "portable, avx2, avx512"),
+            ("DELLA_GEMM", "fast", "portable-f32-panel"),
+            ("DELLA_THREADS", "many", "number"),
+        ] {
+            let message = with(name, value, Options::default()).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains(value) && message.contains(choice), "{message}");
         }
     }
 }

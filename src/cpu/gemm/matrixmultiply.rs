@@ -1,4 +1,6 @@
 //! The matrix product of the `matrixmultiply` crate: the baseline that the others are measured against.
+//!
+//! The crate finds out by itself what the processor has; a cap on the instruction set does not reach it.
 #![allow(unsafe_code)]
 
 use super::epilogue::Finish;

@@ -1,18 +1,22 @@
 //! Causal self-attention.
 //!
-//! One routine serves both ops: it computes one query of one head from keys and values that lie a fixed distance apart,
+//! One routine serves both ops: it computes queries of one head from keys and values that lie a fixed distance apart,
 //! in an order given by the index of the key within its sequence. Hence a cached step gives the bits of the whole pass.
+
+use std::ops::Range;
 
 use super::spans;
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, dot, dots, softmax, weighted_sum};
+use crate::cpu::simd::{Kernel, Simd, add_weighted, dot, dots, softmax};
 use crate::cpu::{Buffer, Cpu};
 
 /// Multiply-adds below which attention stays on the calling thread.
 const SERIAL: usize = 1 << 16;
-/// Queries of a task.
+/// Queries that pass over the keys together.
 const QUERIES: usize = 16;
+/// Keys of a pass.
+const KEYS: usize = 64;
 
 impl AttentionOps for Cpu {
     fn attention_fwd(&self, y: &mut Buffer<f32>, qkv: &Buffer<f32>, rows: &Spans<Self>, dims: AttentionDims) {
@@ -85,17 +89,16 @@ impl Cpu {
         let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
         let work: usize = sequences.clone().map(|s| (s.end - s.start) * (s.past + s.end - s.start) * width).sum();
         let block = if work < SERIAL { (tokens.max(1), width) } else { (QUERIES, head_dim) };
-        self.pool.tiles(y, (tokens, width), block, |mut tile: Tile<'_>| {
+        self.pool.tiles(y, (tokens, width), block, |mut tile| {
             for (row, Sequence { start, end, past }) in sequences.clone().enumerate() {
                 let queries = tile.rows().start.max(start)..tile.rows().end.min(end);
                 for head in tile.cols().start / head_dim..tile.cols().end / head_dim {
-                    let part = head * head_dim..(head + 1) * head_dim;
-                    for t in queries.clone() {
-                        let Memory { keys, values, stride } = memory(row, head);
-                        let q = &qkv[t * 3 * width..][part.clone()];
-                        let y = tile.part(t, part.clone());
-                        with_scratch(past + t - start + 1, |scores| {
-                            self.run(Attend { y, scores, q, keys, values, stride });
+                    for first in queries.clone().step_by(QUERIES) {
+                        let queries = first..queries.end.min(first + QUERIES);
+                        let seen = past + first - start;
+                        with_scratch(queries.len() * (seen + queries.len()), |scores| {
+                            let (tile, memory) = (&mut tile, memory(row, head));
+                            self.run(Attend { tile, scores, qkv, head, dims, queries, seen, memory });
                         });
                     }
                 }
@@ -104,36 +107,66 @@ impl Cpu {
     }
 }
 
-/// `y = softmax(q kᵀ / √D) v` over as many keys as there are scores.
-struct Attend<'a> {
-    y: &'a mut [f32],
+/// `y = softmax(q kᵀ / √D) v` for some queries of one head, each of which sees one key more than the one before.
+///
+/// Keys and values are taken [`KEYS`] at a time, so that they stay in the first-level cache while all queries pass over
+/// them; the order in which a query meets them is the same as if it passed alone.
+struct Attend<'a, 'b> {
+    tile: &'a mut Tile<'b>,
+    /// A row for each query.
     scores: &'a mut [f32],
-    q: &'a [f32],
-    keys: &'a [f32],
-    values: &'a [f32],
-    stride: usize,
+    qkv: &'a [f32],
+    head: usize,
+    dims: AttentionDims,
+    /// Tokens of the batch.
+    queries: Range<usize>,
+    /// Keys before the first query's own.
+    seen: usize,
+    memory: Memory<'a>,
 }
 
-impl Kernel for Attend<'_> {
+impl Kernel for Attend<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Attend { y, scores, q, keys, values, stride } = self;
-        let head_dim = q.len();
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let quads = scores.len() / 4 * 4;
-        for j in (0..quads).step_by(4) {
-            let keys = &keys[j * stride..];
-            let dots = dots(s, q, [keys, &keys[stride..], &keys[2 * stride..], &keys[3 * stride..]]);
-            for i in 0..4 {
-                scores[j + i] = dots[i] * scale;
+        let Attend { tile, scores, qkv, head, dims, queries, seen, memory: Memory { keys, values, stride } } = self;
+        let columns = head * dims.head_dim..(head + 1) * dims.head_dim;
+        let most = seen + queries.len();
+        for first in (0..most).step_by(KEYS) {
+            for i in 0..queries.len() {
+                let end = (first + KEYS).min(seen + i + 1).max(first);
+                let q = &qkv[(queries.start + i) * 3 * dims.width()..][columns.start..columns.end];
+                score(s, &mut scores[i * most..][first..end], q, &keys[first * stride..], stride);
             }
         }
-        for j in quads..scores.len() {
-            scores[j] = dot(s, q, &keys[j * stride..][..head_dim]) * scale;
+        for i in 0..queries.len() {
+            softmax(s, &mut scores[i * most..][..seen + i + 1]);
+            tile.part(queries.start + i, columns.clone()).fill(0.0);
         }
-        softmax(s, scores);
-        weighted_sum(s, y, scores, values, stride);
+        for first in (0..most).step_by(KEYS) {
+            for i in 0..queries.len() {
+                let end = (first + KEYS).min(seen + i + 1).max(first);
+                let y = tile.part(queries.start + i, columns.clone());
+                add_weighted(s, y, &scores[i * most..][first..end], &values[first * stride..], stride);
+            }
+        }
+    }
+}
+
+/// `score_j = q · k_j / √D`, where `k_j` starts at `j · stride`.
+#[inline(always)]
+fn score<S: Simd>(s: S, scores: &mut [f32], q: &[f32], keys: &[f32], stride: usize) {
+    let scale = 1.0 / (q.len() as f32).sqrt();
+    let quads = scores.len() / 4 * 4;
+    for j in (0..quads).step_by(4) {
+        let keys = &keys[j * stride..];
+        let dots = dots(s, q, [keys, &keys[stride..], &keys[2 * stride..], &keys[3 * stride..]]);
+        for i in 0..4 {
+            scores[j + i] = dots[i] * scale;
+        }
+    }
+    for j in quads..scores.len() {
+        scores[j] = dot(s, q, &keys[j * stride..][..q.len()]) * scale;
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{rows_per_task, spans};
 use crate::backend::{LatentOps, Spans};
-use crate::cpu::simd::{Kernel, Simd, dot, exp, exp_excess, softmax, tanh, weighted_sum};
+use crate::cpu::simd::{Kernel, Simd, add_weighted, dot, exp, exp_excess, softmax, tanh};
 use crate::cpu::{Buffer, Cpu};
 
 impl LatentOps for Cpu {
@@ -137,7 +137,8 @@ impl Kernel for WeightedSum<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let width = self.y.len();
-        weighted_sum(s, self.y, self.weights, self.x, width);
+        self.y.fill(0.0);
+        add_weighted(s, self.y, self.weights, self.x, width);
     }
 }
 

@@ -10,7 +10,7 @@ mod math;
 mod reduce;
 
 pub use math::{exp, exp_excess, gelu, log, tanh};
-pub use reduce::{dot, dots, max, softmax, weighted_sum};
+pub use reduce::{add_weighted, dot, dots, max, softmax};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]

@@ -44,25 +44,25 @@ pub fn dots<S: Simd>(s: S, a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
     s.sums(sums)
 }
 
-/// `y = Σ_t weight_t x_t`, where `x_t` starts at `t · stride`; all zero without weights.
+/// `y += Σ_t weight_t x_t`, where `x_t` starts at `t · stride`. In pieces it gives the bits of the whole.
 #[inline(always)]
-pub fn weighted_sum<S: Simd>(s: S, y: &mut [f32], weights: &[f32], x: &[f32], stride: usize) {
+pub fn add_weighted<S: Simd>(s: S, y: &mut [f32], weights: &[f32], x: &[f32], stride: usize) {
     let mut first = 0;
     while first + 8 * S::LANES <= y.len() {
-        weighted_vectors::<S, 8>(s, &mut y[first..], weights, x, (first, stride));
+        add_vectors::<S, 8>(s, &mut y[first..], weights, x, (first, stride));
         first += 8 * S::LANES;
     }
     while first + 4 * S::LANES <= y.len() {
-        weighted_vectors::<S, 4>(s, &mut y[first..], weights, x, (first, stride));
+        add_vectors::<S, 4>(s, &mut y[first..], weights, x, (first, stride));
         first += 4 * S::LANES;
     }
     while first + S::LANES <= y.len() {
-        weighted_vectors::<S, 1>(s, &mut y[first..], weights, x, (first, stride));
+        add_vectors::<S, 1>(s, &mut y[first..], weights, x, (first, stride));
         first += S::LANES;
     }
     if first < y.len() {
         let y = &mut y[first..];
-        let mut sum = s.splat(0.0);
+        let mut sum = s.load(y);
         for t in 0..weights.len() {
             sum = s.fma(s.splat(weights[t]), s.load(&x[t * stride + first..][..y.len()]), sum);
         }
@@ -70,9 +70,9 @@ pub fn weighted_sum<S: Simd>(s: S, y: &mut [f32], weights: &[f32], x: &[f32], st
     }
 }
 
-/// The first `V` vectors of [`weighted_sum`], summed in registers, for `x_t` that start at `first + t · stride`.
+/// The first `V` vectors of [`add_weighted`], summed in registers, for `x_t` that start at `first + t · stride`.
 #[inline(always)]
-fn weighted_vectors<S: Simd, const V: usize>(
+fn add_vectors<S: Simd, const V: usize>(
     s: S,
     y: &mut [f32],
     weights: &[f32],
@@ -80,6 +80,9 @@ fn weighted_vectors<S: Simd, const V: usize>(
     (first, stride): (usize, usize),
 ) {
     let mut sums = [s.splat(0.0); V];
+    for v in 0..V {
+        sums[v] = s.load(&y[v * S::LANES..]);
+    }
     for t in 0..weights.len() {
         let weight = s.splat(weights[t]);
         let x = &S::arrays(&x[t * stride + first..][..V * S::LANES])[..V];
