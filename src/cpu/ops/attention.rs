@@ -15,8 +15,8 @@ use crate::cpu::{Buffer, Cpu};
 const SERIAL: usize = 1 << 16;
 /// Queries that pass over the keys together.
 const QUERIES: usize = 16;
-/// Keys of a pass.
-const KEYS: usize = 64;
+/// Keys of a pass: few enough that they share the first-level cache even where their distance maps them to the same sets.
+const KEYS: usize = 32;
 
 impl AttentionOps for Cpu {
     fn attention_fwd(&self, y: &mut Buffer<f32>, qkv: &Buffer<f32>, rows: &Spans<Self>, dims: AttentionDims) {
