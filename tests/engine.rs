@@ -10,11 +10,11 @@ use della::engine::Engine;
 use della::generate::Sampling;
 use della::generate::session::{Choice, Request, upload_latents};
 use della::io::checkpoint::Checkpoint;
-use della::model::{Config, Model};
 use della::model::acts::StackActs;
 use della::model::cache::Cache;
 use della::model::encode::Row;
 use della::model::stack::Tokens;
+use della::model::{Config, Model};
 use della::rng::{Rng, Stream};
 use ndarray::{Array3, Axis, s};
 

@@ -12,7 +12,7 @@ const MAY_USE: [(&[&str], &[&str]); 8] = [
     (&["reference", "cpu"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["generate", "latent"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),
-    (&["builtin"], &["error", "io", "text"]),
+    (&["builtin"], &["error", "io", "text", "model"]),
     (
         &["engine"],
         &[

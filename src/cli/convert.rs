@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use della::model::Config;
 use della::io::{Checkpoint, ElementType};
+use della::model::Config;
 use della::model::save;
 
 use super::args::StoredArg;

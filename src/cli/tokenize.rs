@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use della::io::Checkpoint;
-use della::text::{DecodeOptions, Tokenizer, Unknown};
 use della::Error;
+use della::io::Checkpoint;
 use della::model::Config;
+use della::text::{DecodeOptions, Tokenizer, Unknown};
 use serde::{Deserialize, Serialize};
 
 use super::input::{BadLine, InputArgs, Line};

@@ -10,7 +10,7 @@ pub mod gemm;
 mod isa;
 mod ops;
 mod parallel;
-mod simd;
+pub mod simd;
 
 pub use buffer::Buffer;
 pub use isa::{Features, Isa};

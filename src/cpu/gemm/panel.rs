@@ -5,8 +5,10 @@
 //!
 //! Few rows: the panels are read once, front to back, at the speed of memory; the columns are divided among threads.
 //! Many rows: a task takes a block of rows and packs it as the tile reads it, `DEPTH` inputs at a time, so that a piece
-//! of a panel stays in the first-level cache while the block's tiles pass over it. Between pieces the sums rest in `y`,
-//! which loses nothing: the blocking never shows in the result.
+//! of a panel stays in the first-level cache while the block's tiles pass over it. The sums of a piece are added to `y`.
+//!
+//! A sum is made in the same pieces for any number of rows, so a row's result never depends on the others; and sums of
+//! short sums round less than one long sum.
 
 use super::epilogue::Finish;
 use super::{Epilogue, Gemm, Weight};
@@ -58,25 +60,23 @@ impl<S: Simd> Panel<S> {
     /// Computes one tile of `y`.
     fn block(&self, mut tile: Tile<'_>, x: &[f32], w: &Weight, epilogue: Epilogue<'_>) {
         let (rows, cols, inputs) = (tile.rows(), tile.cols(), w.inputs);
-        // A single register tile uses a panel only once, so it needs no passes.
-        let depth = if rows.len() <= S::TILE_ROWS { inputs.max(1) } else { DEPTH };
         // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
         let group = if rows.len() * inputs <= RESIDENT { Self::WIDTH } else { cols.len() };
         with_scratch(rows.len() * inputs, |scratch| {
             let x = &x[rows.start * inputs..rows.end * inputs];
-            let x = if rows.len() == 1 { x } else { pack::<S>(scratch, x, inputs, depth) };
+            let x = if rows.len() == 1 { x } else { pack::<S>(scratch, x, inputs) };
             for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
                 // At least one pass, so that without inputs the sums are zero.
-                for first in (0..inputs.max(1)).step_by(depth) {
-                    let end = inputs.min(first + depth);
+                for first in (0..inputs.max(1)).step_by(DEPTH) {
+                    let end = inputs.min(first + DEPTH);
                     let x = &x[rows.len() * first..rows.len() * end];
-                    let load = first > 0 || epilogue.accumulates();
+                    let add = first > 0 || epilogue.accumulates();
                     for col in group.clone().step_by(Self::WIDTH) {
                         let panel = w.panel(col / Self::WIDTH, Self::WIDTH);
                         let panel = &panel[first * Self::WIDTH..end * Self::WIDTH];
                         for (start, len) in split::<S>(rows.len()) {
                             let x = &x[start * (end - first)..][..len * (end - first)];
-                            self.micro(&mut tile, (rows.start + start, len, col), x, panel, load);
+                            self.micro(&mut tile, (rows.start + start, len, col), x, panel, add);
                         }
                     }
                 }
@@ -86,11 +86,11 @@ impl<S: Simd> Panel<S> {
     }
 
     /// Picks the register tile for `len` rows.
-    fn micro(&self, tile: &mut Tile<'_>, (row, len, col): (usize, usize, usize), x: &[f32], w: &[f32], load: bool) {
+    fn micro(&self, tile: &mut Tile<'_>, (row, len, col): (usize, usize, usize), x: &[f32], w: &[f32], add: bool) {
         macro_rules! pick {
             ($($m:literal)*) => {
                 match len {
-                    $($m if $m <= S::TILE_ROWS => self.simd.vectorize(Micro::<$m> { tile, row, col, x, w, load }),)*
+                    $($m if $m <= S::TILE_ROWS => self.simd.vectorize(Micro::<$m> { tile, row, col, x, w, add }),)*
                     _ => unreachable!("a tile has at most {} rows", S::TILE_ROWS),
                 }
             };
@@ -122,10 +122,10 @@ fn split<S: Simd>(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// Arranges the rows of `x` as the register tiles read them: pass by pass, tile by tile, input by input.
-fn pack<'a, S: Simd>(packed: &'a mut [f32], x: &[f32], inputs: usize, depth: usize) -> &'a [f32] {
+fn pack<'a, S: Simd>(packed: &'a mut [f32], x: &[f32], inputs: usize) -> &'a [f32] {
     let rows = x.len().checked_div(inputs).unwrap_or(0);
-    for first in (0..inputs).step_by(depth) {
-        let depth = depth.min(inputs - first);
+    for first in (0..inputs).step_by(DEPTH) {
+        let depth = DEPTH.min(inputs - first);
         for (start, len) in split::<S>(rows) {
             let packed = &mut packed[rows * first + start * depth..][..len * depth];
             interleave(packed, &x[start * inputs + first..], inputs, len);
@@ -155,8 +155,8 @@ struct Micro<'a, 'b, const M: usize> {
     col: usize,
     x: &'a [f32],
     w: &'a [f32],
-    /// Whether the sums start from `y`.
-    load: bool,
+    /// Whether the sums are added to `y`.
+    add: bool,
 }
 
 impl<const M: usize> Kernel for Micro<'_, '_, M> {
@@ -165,16 +165,10 @@ impl<const M: usize> Kernel for Micro<'_, '_, M> {
     #[allow(clippy::needless_range_loop)] // adapters of iterators may not be inlined
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Micro { tile, row, col, x, w, load } = self;
+        let Micro { tile, row, col, x, w, add } = self;
         let cols = col..tile.cols().end.min(col + 2 * S::LANES);
         let middle = S::LANES.min(cols.len());
         let mut sums = [[s.splat(0.0); 2]; M];
-        if load {
-            for r in 0..M {
-                let (left, right) = tile.part(row + r, cols.clone()).split_at(middle);
-                sums[r] = [s.load(left), s.load(right)];
-            }
-        }
         let (x, w) = (x.as_chunks::<M>().0, S::arrays(w).as_chunks::<2>().0);
         let x = &x[..w.len()];
         for k in 0..w.len() {
@@ -189,6 +183,9 @@ impl<const M: usize> Kernel for Micro<'_, '_, M> {
         }
         for r in 0..M {
             let (left, right) = tile.part(row + r, cols.clone()).split_at_mut(middle);
+            if add {
+                sums[r] = [s.add(sums[r][0], s.load(left)), s.add(sums[r][1], s.load(right))];
+            }
             s.store(left, sums[r][0]);
             s.store(right, sums[r][1]);
         }
