@@ -144,13 +144,14 @@ impl Della {
         Self::open_with(dir, &DeviceOptions::default())
     }
 
-    /// Opens a model directory on a given device.
+    /// Opens a model directory, or the file of weights in one, on a given device.
     ///
     /// # Errors
     /// As [`open`](Self::open); and the device cannot be had.
-    pub fn open_with(dir: impl AsRef<Path>, device: &DeviceOptions) -> Result<Self> {
-        let dir = dir.as_ref();
-        let engine = engine::open(dir, device)?;
+    pub fn open_with(path: impl AsRef<Path>, device: &DeviceOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let engine = engine::open(path, device)?;
+        let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
         let tokenizer = Tokenizer::from_dir(dir, engine.config().dims.conditional)?;
         Self::new(engine, tokenizer)
     }

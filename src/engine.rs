@@ -100,13 +100,13 @@ impl DeviceOptions {
     }
 }
 
-/// Reads a model directory and prepares it for a device.
+/// Reads a model, a directory or a file of weights in one, and prepares it for a device.
 ///
 /// # Errors
 /// Everything that can be wrong with the directory: see [`Config::parse`] and [`Checkpoint::open`].
-pub fn open(dir: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
-    let checkpoint = Checkpoint::open(dir)?;
-    let config = Config::read(dir, &checkpoint)?;
+pub fn open(path: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
+    let checkpoint = Checkpoint::open(path)?;
+    let config = Config::read(&checkpoint)?;
     prepare(config, &checkpoint, device)
 }
 

@@ -21,7 +21,7 @@ use ndarray::{Array3, Axis, s};
 fn model(threads: usize) -> Model<Cpu> {
     let dir = Path::new("tests/fixtures/vae");
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let config = Config::read(dir, &checkpoint).unwrap();
+    let config = Config::read(&checkpoint).unwrap();
     let cpu = Cpu::new(Options { threads: Some(threads), ..Options::default() }).unwrap();
     Model::load(cpu, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
 }

@@ -70,7 +70,7 @@ fn the_sampler_reproduces_its_cases() {
 fn a_wrong_weight_fails_where_it_is_used() {
     let directory = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(fixture("vae")).unwrap();
-    let config = Config::read(&fixture("vae"), &checkpoint).unwrap();
+    let config = Config::read(&checkpoint).unwrap();
     for (weight, first_wrong) in [
         ("model.encoder.transformer.wpe.weight", "encoder_embedding"),
         ("model.encoder.transformer.h.2.mlp.c_fc.weight", "encoder_hidden_states"),

@@ -1,6 +1,6 @@
 //! `della convert`: any readable model to safetensors.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use della::io::{Checkpoint, ElementType};
 use della::model::Config;
@@ -30,8 +30,8 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     refuse_existing(&args.output)?;
     let checkpoint = Checkpoint::open(&args.model)?;
-    let dir = checkpoint.path().parent().unwrap_or(Path::new(""));
-    let config = Config::read(dir, &checkpoint)?;
+    let dir = checkpoint.dir();
+    let config = Config::read(&checkpoint)?;
     let dtype = ElementType::from(args.dtype);
     let parameters: usize = config.specs().list().iter().map(|spec| spec.len()).sum();
     let bar = progress((parameters * dtype.size()) as u64);

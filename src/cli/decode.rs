@@ -90,7 +90,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn read_tensor(path: &Path, della: &Della) -> anyhow::Result<Array3<f32>> {
     let file = Checkpoint::open_as_is(path)?;
     let dims = &della.config().dims;
-    let shape = file.get("z").map(|info| info.shape.clone()).unwrap_or_default();
+    let Some(shape) = file.get("z").map(|info| info.shape.clone()) else {
+        return Err(Error::format(path, "has no tensor z; `della encode` writes one").into());
+    };
     let wanted = [dims.layers, dims.latent];
     if shape.len() != 3 || shape[1..] != wanted {
         let message = format!("z has shape {shape:?}; this model decodes (R, {}, {})", dims.layers, dims.latent);

@@ -82,11 +82,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 fn inspect(path: &Path) -> anyhow::Result<Report> {
     let checkpoint = Checkpoint::open(path)?;
-    let dir = checkpoint.path().parent().unwrap_or(Path::new(""));
+    let dir = checkpoint.dir();
     let mut report = weights(&checkpoint);
     let mut config = None;
     if dir.join("config.json").exists() {
-        match Config::read(dir, &checkpoint) {
+        match Config::read(&checkpoint) {
             Ok(read) => config = Some(read),
             Err(e) => report.problems.extend(problems(e)),
         }

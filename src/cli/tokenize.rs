@@ -116,6 +116,6 @@ fn conditional(dir: &Path) -> della::Result<bool> {
     let config: Conditional = serde_json::from_str(&text).map_err(|e| Error::format(&path, e))?;
     match config.conditional {
         Some(conditional) => Ok(conditional),
-        None => Ok(Config::read(dir, &Checkpoint::open(dir)?)?.dims.conditional),
+        None => Ok(Config::read(&Checkpoint::open(dir)?)?.dims.conditional),
     }
 }

@@ -101,6 +101,11 @@ impl Checkpoint {
         &self.path
     }
 
+    /// The directory that the file lies in, where a model's other files are.
+    pub fn dir(&self) -> &Path {
+        self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
     /// The file's format.
     pub fn format(&self) -> Format {
         self.format

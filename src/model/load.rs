@@ -16,12 +16,12 @@ use crate::io::checkpoint::Checkpoint;
 const READERS: usize = 4;
 
 impl Config {
-    /// The configuration of the model directory that `checkpoint` was opened from, checked against its tensors.
+    /// The configuration beside `checkpoint`, checked against its tensors.
     ///
     /// # Errors
     /// As [`Config::parse`]; and a head that is not the decoder's embedding.
-    pub fn read(dir: &Path, checkpoint: &Checkpoint) -> Result<Self> {
-        let path = dir.join("config.json");
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let path = checkpoint.dir().join("config.json");
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
         Self::checked(&path, &text, checkpoint)
     }
@@ -32,20 +32,25 @@ impl Config {
     /// As [`read`](Self::read).
     pub fn checked(path: &Path, text: &str, checkpoint: &Checkpoint) -> Result<Self> {
         let shape = |name: &str| Some((name.to_owned(), checkpoint.get(name)?.shape.clone()));
-        let config = Config::parse(path, text, Some(&checkpoint.names().filter_map(shape).collect()))?;
-        check_tie(checkpoint)?;
-        Ok(config)
+        let config = Config::parse(path, text, Some(&checkpoint.names().filter_map(shape).collect()));
+        match (config, untied(checkpoint)?) {
+            (config, None) => config,
+            (Ok(_), Some(problem)) => Err(Error::Mismatch { path: path.to_path_buf(), problems: vec![problem] }),
+            (Err(Error::Mismatch { path, mut problems }), Some(problem)) => {
+                problems.push(problem);
+                Err(Error::Mismatch { path, problems })
+            }
+            (error, Some(_)) => error,
+        }
     }
 }
 
-/// The head has no weights of its own: a file that says otherwise is not this model.
-fn check_tie(checkpoint: &Checkpoint) -> Result<()> {
+/// What is wrong if the head has weights of its own, which no model of this kind has.
+fn untied(checkpoint: &Checkpoint) -> Result<Option<String>> {
     let (head, table) = TIED_HEAD;
-    if checkpoint.get(head).is_some() && !checkpoint.same_values(head, table)? {
-        let problem = format!("{head} differs from {table}, but this model ties them");
-        return Err(Error::Mismatch { path: checkpoint.path().to_path_buf(), problems: vec![problem] });
-    }
-    Ok(())
+    let both = checkpoint.get(head).is_some() && checkpoint.get(table).is_some();
+    let differs = both && !checkpoint.same_values(head, table)?;
+    Ok(differs.then(|| format!("{head} differs from {table}, but this model ties them")))
 }
 
 enum Leaf<M, V> {

@@ -140,7 +140,7 @@ fn errors(found: &[f64], wanted: &[f64]) -> (f64, f64) {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<26} {:<18} {:>10} {:>10} {:>10}  ", "tensor", "shape", "max error", "rel. error", "tolerance")?;
+        writeln!(f, "{:<26} {:<18} {:>10} {:>10} {:>10}", "tensor", "shape", "max error", "rel. error", "tolerance")?;
         let (gradients, rest): (Vec<_>, Vec<_>) =
             self.tensors.iter().partition(|t| t.status == Status::NotComputed && t.name.starts_with("grad."));
         for tensor in rest {
