@@ -1,12 +1,10 @@
 //! The one integration binary: a module per topic.
 
-/// Inputs, comparisons and plain f64 versions of the ops.
+/// Inputs, comparisons, and one operation on every device.
 mod util;
 
 /// The `della` command, from its arguments to its exit code.
 mod cli;
-/// Every CPU op, instruction set and matrix product against plain loops, and bit for bit against itself.
-mod cpu_ops;
 /// Requests: a row gives the same bits in any company, cached or not.
 mod engine;
 /// Recorded outputs of the published code, reproduced; and a wrong weight, found.
@@ -15,6 +13,8 @@ mod golden;
 mod layering;
 /// Weights from files, whole and damaged.
 mod loaders;
+/// Every op on every device against the oracle, and bit for bit against itself.
+mod ops;
 /// Sampling: the published code's probabilities, and what holds for any logits.
 mod sampling;
 /// Tokenizer: Hugging Face's ids, decoding, streams, bad files.

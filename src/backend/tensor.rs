@@ -23,6 +23,8 @@ pub trait Storage: Send + Sync + Sized + 'static {
     fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Self::Weight>;
 
     /// Copies `src` to the start of `dst`.
+    fn write_act(&self, dst: &mut Self::Act, src: &[f32]);
+    /// Copies `src` to the start of `dst`.
     fn write_real(&self, dst: &mut Self::Real, src: &[f32]);
     /// Copies `src` to the start of `dst`.
     fn write_ids(&self, dst: &mut Self::Ids, src: &[u32]);
@@ -30,6 +32,13 @@ pub trait Storage: Send + Sync + Sized + 'static {
     fn read_act<F: HostFloat>(&self, dst: &mut [F], src: &Self::Act);
     /// Copies the first `dst.len()` elements of `src`.
     fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real);
+
+    /// A buffer that holds `src`.
+    fn act_from(&self, src: &[f32]) -> Result<Self::Act> {
+        let mut buffer = self.act(src.len())?;
+        self.write_act(&mut buffer, src);
+        Ok(buffer)
+    }
 
     /// A buffer that holds `src`.
     fn real_from(&self, src: &[f32]) -> Result<Self::Real> {

@@ -41,6 +41,10 @@ impl Storage for Reference {
         Ok(Array2::from_shape_fn((matrix.rows, matrix.cols), |(r, c)| f64::from(matrix.data[r * matrix.cols + c])))
     }
 
+    fn write_act(&self, dst: &mut Vec<f64>, src: &[f32]) {
+        self.write_real(dst, src);
+    }
+
     fn write_real(&self, dst: &mut Vec<f64>, src: &[f32]) {
         for (d, &s) in dst[..src.len()].iter_mut().zip(src) {
             *d = f64::from(s);

@@ -1,7 +1,7 @@
 //! What the tests share.
 
 pub mod close;
-pub mod plain;
+pub mod op;
 
 use della::rng::{Rng, Stream};
 
@@ -10,9 +10,4 @@ pub fn normal(seed: u64, len: usize) -> Vec<f32> {
     let mut x = vec![0.0; len];
     Rng::new(seed, Stream::Init, 0).fill_normal(&mut x);
     x
-}
-
-/// In double precision.
-pub fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|x| f64::from(*x)).collect()
 }

@@ -1,0 +1,114 @@
+//! Pooling, the latent chain and fusion.
+
+use della::backend::Backend;
+
+use crate::util::close::Tolerance;
+use crate::util::normal;
+use crate::util::op::{Op, act, check, ids, machines, read, read_act, real, spans, stale};
+
+/// Pooling over spans, which need not hold all tokens, nor be in order.
+struct Pool<'a> {
+    tokens: usize,
+    width: usize,
+    bounds: &'a [(usize, usize)],
+}
+
+impl Op for Pool<'_> {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+        let Pool { tokens, width, bounds } = *self;
+        let w: Vec<f32> = normal(17, width).iter().map(|w| w / (width as f32).sqrt()).collect();
+        let x = act(b, &normal(16, tokens * width));
+        let (mut y, mut scores) = (stale(b, bounds.len() * width), b.real(tokens).unwrap());
+        b.pool_fwd(&mut y, &mut scores, &x, &real(b, &w), &spans(b, bounds), width);
+        vec![("y", read(b, &y, bounds.len() * width)), ("scores", read(b, &scores, tokens))]
+    }
+}
+
+#[test]
+fn pooling() {
+    for (tokens, width, bounds) in
+        [(1, 1, &[(0, 1)][..]), (9, 5, &[(6, 9), (0, 4)]), (70, 33, &[(0, 1), (1, 70)]), (300, 768, &[(2, 300)])]
+    {
+        let longest = bounds.iter().map(|(start, end)| end - start).max().unwrap();
+        let op = Pool { tokens, width, bounds };
+        check(&format!("pool {tokens}x{width}"), &op, Tolerance::sum(longest.max(width)), &machines());
+    }
+}
+
+/// Draws from a Gaussian, with and without noise, and tanh.
+struct Draw {
+    rows: usize,
+    latent: usize,
+}
+
+impl Op for Draw {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+        let Draw { rows, latent } = *self;
+        let len = rows * latent;
+        let gaussian = real(b, &normal(18, 2 * len));
+        let eps = real(b, &normal(20, len));
+        let draw = |eps, scale| {
+            let mut z = stale(b, len);
+            b.reparameterize_fwd(&mut z, &gaussian, eps, scale, rows, latent);
+            read(b, &z, len)
+        };
+        let mut tanh = stale(b, 2 * len);
+        b.tanh_fwd(&mut tanh, &gaussian, 2 * len);
+        vec![
+            ("sample", draw(Some(&eps), 0.7)),
+            ("mean", draw(None, 1.0)),
+            ("without noise", draw(Some(&eps), 0.0)),
+            ("tanh", read(b, &tanh, 2 * len)),
+        ]
+    }
+}
+
+/// Divergence of Gaussians that differ by `distance`.
+struct Divergence {
+    rows: usize,
+    latent: usize,
+    distance: f32,
+}
+
+impl Op for Divergence {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+        let Divergence { rows, latent, distance } = *self;
+        let (p, direction) = (normal(18, rows * 2 * latent), normal(19, rows * 2 * latent));
+        let q: Vec<f32> = p.iter().zip(direction).map(|(p, d)| p + distance * d).collect();
+        let mut kl = stale(b, rows);
+        b.kl_fwd(&mut kl, &real(b, &q), &real(b, &p), rows, latent);
+        vec![("kl", read(b, &kl, rows))]
+    }
+}
+
+#[test]
+fn the_latent_chain() {
+    for (rows, latent) in [(1, 1), (3, 7), (2, 16), (5, 33), (32, 256)] {
+        let what = format!("{rows}x{latent}");
+        check(&what, &Draw { rows, latent }, Tolerance { factor: 16.0, terms: 1 }, &machines());
+        // near 0, where a sum of the four terms would cancel, the difference of the inputs is what is rounded
+        for (distance, factor) in [(1.0, 4.0), (1e-3, 1e4), (0.0, 1.0)] {
+            let terms = if distance == 1.0 { latent } else { 1 };
+            let op = Divergence { rows, latent, distance };
+            check(&format!("kl {what} at {distance}"), &op, Tolerance { factor, terms }, &machines());
+        }
+    }
+}
+
+/// Parts side by side, added to the tokens of spans.
+struct ConcatFuse;
+
+impl Op for ConcatFuse {
+    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+        let mut e = stale(b, 18);
+        b.concat_fwd(&mut e, &[(&real(b, &normal(21, 12)), 4), (&real(b, &normal(22, 6)), 2)], 3);
+        let mut h = act(b, &normal(23, 54));
+        b.fuse_fwd(&mut h, &e, &ids(b, &[2, 0, 1]), &spans(b, &[(0, 2), (2, 3), (4, 9)]), 6);
+        vec![("concat", read(b, &e, 18)), ("fuse", read_act(b, &h, 54))]
+    }
+}
+
+#[test]
+fn concatenation_and_fusion() {
+    check("parts", &ConcatFuse, Tolerance::sum(1), &machines());
+}

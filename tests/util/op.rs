@@ -1,0 +1,97 @@
+//! Running one operation on every device and comparing it with the oracle.
+
+use della::backend::{Backend, Spans};
+use della::cpu::{Cpu, Isa, Options, gemm};
+use della::reference::Reference;
+
+use super::close::{Tolerance, assert_close, assert_same_bits};
+
+/// An operation with its arguments.
+pub trait Op {
+    /// Its outputs and what it saves, by name.
+    fn run<B: Backend>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)>;
+}
+
+/// A CPU for each instruction set and each number of threads.
+pub fn machines() -> Vec<Cpu> {
+    let machine = |isa_cap, threads| Cpu::new(Options { threads, isa_cap, gemm: None }).unwrap();
+    Isa::available().flat_map(|isa| [1, 3].map(|threads| machine(Some(isa), Some(threads)))).collect()
+}
+
+/// A CPU for each matrix product that can run here, with 1 and with 3 threads.
+pub fn products() -> Vec<Cpu> {
+    let product = |threads, name: &str| {
+        Cpu::new(Options { threads: Some(threads), isa_cap: None, gemm: Some(name.into()) }).unwrap()
+    };
+    gemm::allowed(Isa::best()).flat_map(|entry| [1, 3].map(|threads| product(threads, entry.name))).collect()
+}
+
+/// What a failure calls a machine.
+pub fn name(cpu: &Cpu) -> String {
+    format!("{} {} x{}", cpu.isa(), cpu.gemm(), cpu.threads())
+}
+
+/// Runs `op` on the oracle and on `machines`: every output must be within `tolerance`, and must have the same bits as on
+/// the machine before, where only the number of threads differs.
+pub fn check(what: &str, op: &impl Op, tolerance: Tolerance, machines: &[Cpu]) {
+    let wanted = op.run(&Reference);
+    let mut before: Option<(&Cpu, Vec<(&str, Vec<f64>)>)> = None;
+    for cpu in machines {
+        let found = op.run(cpu);
+        for ((output, found), (_, wanted)) in found.iter().zip(&wanted) {
+            assert_close(&format!("{what}: {output} on {}", name(cpu)), found, wanted, tolerance);
+        }
+        if let Some((other, results)) =
+            before.filter(|(other, _)| (other.isa(), other.gemm()) == (cpu.isa(), cpu.gemm()))
+        {
+            for ((output, a), (_, b)) in found.iter().zip(&results) {
+                assert_same_bits(&format!("{what}: {output} on {} and {}", name(cpu), name(other)), a, b);
+            }
+        }
+        before = Some((cpu, found));
+    }
+}
+
+/// An activation buffer with these values.
+pub fn act<B: Backend>(backend: &B, x: &[f32]) -> B::Act {
+    backend.act_from(x).unwrap()
+}
+
+/// A buffer with these values.
+pub fn real<B: Backend>(backend: &B, x: &[f32]) -> B::Real {
+    backend.real_from(x).unwrap()
+}
+
+/// Ids on the device.
+pub fn ids<B: Backend>(backend: &B, x: &[u32]) -> B::Ids {
+    backend.ids_from(x).unwrap()
+}
+
+/// Spans on the device.
+pub fn spans<B: Backend>(backend: &B, bounds: &[(usize, usize)]) -> Spans<B> {
+    Spans::new(backend, bounds).unwrap()
+}
+
+/// An activation buffer full of what no op may let through.
+pub fn stale_act<B: Backend>(backend: &B, len: usize) -> B::Act {
+    act(backend, &vec![f32::NAN; len])
+}
+
+/// A buffer full of what no op may let through.
+pub fn stale<B: Backend>(backend: &B, len: usize) -> B::Real {
+    real(backend, &vec![f32::NAN; len])
+}
+
+/// The first `len` values.
+pub fn read_act<B: Backend>(backend: &B, x: &B::Act, len: usize) -> Vec<f64> {
+    let mut host = vec![0.0; len];
+    backend.read_act(&mut host, x);
+    host
+}
+
+/// The first `len` values.
+pub fn read<B: Backend>(backend: &B, x: &B::Real, len: usize) -> Vec<f64> {
+    let mut host = vec![0.0; len];
+    backend.read_real(&mut host, x);
+    host
+}
