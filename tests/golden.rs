@@ -107,3 +107,26 @@ fn a_case_of_another_model_is_refused() {
     let error = verify(&*train, &fixture("vae/case_single.safetensors"), 1e-3).unwrap_err().to_string();
     assert!(error.contains("vocabulary of 101") || error.contains("eps_prior"), "{error}");
 }
+
+/// The built-in model, sentence by sentence: ids, text and greedy reconstructions as an independent implementation in
+/// PyTorch (f64, the same bf16 weights) makes them.
+#[cfg(feature = "builtin-model")]
+#[test]
+fn the_built_in_model_reconstructs_id_for_id() {
+    use della::{Della, Options};
+
+    #[derive(serde::Deserialize)]
+    struct Line {
+        text: String,
+        ids: Vec<u32>,
+        greedy: Vec<u32>,
+    }
+    let lines = std::fs::read_to_string(fixture("mini-zh/greedy.jsonl")).unwrap();
+    let lines: Vec<Line> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+    let found = Della::builtin().unwrap().reconstruct(&texts, &Options::greedy()).unwrap();
+    assert_eq!(found.len(), 100);
+    for (found, line) in found.iter().zip(&lines) {
+        assert_eq!((&found.ids, &found.new_ids), (&line.ids, &line.greedy), "{}", line.text);
+    }
+}

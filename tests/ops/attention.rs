@@ -4,7 +4,7 @@ use della::backend::{AttentionDims, Backend, CacheRows, Spans};
 
 use crate::util::close::{Tolerance, assert_close, assert_same_bits};
 use crate::util::normal;
-use crate::util::op::{Op, act, check, ids, machines, name, read_act, stale_act};
+use crate::util::op::{Op, Outputs, act, check, ids, machines, name, read_act, stale_act};
 
 /// Attention over sequences of these lengths.
 struct Attention<'a> {
@@ -19,7 +19,7 @@ impl Attention<'_> {
 }
 
 impl Op for Attention<'_> {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let spans = Spans::of_lengths(b, self.lengths.iter().copied()).unwrap();
         let len = spans.tokens * self.dims.width();
         let mut y = stale_act(b, len);
@@ -35,7 +35,7 @@ struct Cached<'a> {
 }
 
 impl Op for Cached<'_> {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let (dims, width, qkv) = (self.whole.dims, self.whole.dims.width(), self.whole.qkv());
         let capacity = self.whole.lengths.iter().max().unwrap() + 3;
         let (mut keys, mut values) = (stale_act(b, 3 * capacity * width), stale_act(b, 3 * capacity * width));

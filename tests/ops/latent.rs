@@ -4,7 +4,7 @@ use della::backend::Backend;
 
 use crate::util::close::Tolerance;
 use crate::util::normal;
-use crate::util::op::{Op, act, check, ids, machines, read, read_act, real, spans, stale};
+use crate::util::op::{Op, Outputs, act, check, ids, machines, read, read_act, real, spans, stale};
 
 /// Pooling over spans, which need not hold all tokens, nor be in order.
 struct Pool<'a> {
@@ -14,7 +14,7 @@ struct Pool<'a> {
 }
 
 impl Op for Pool<'_> {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let Pool { tokens, width, bounds } = *self;
         let w: Vec<f32> = normal(17, width).iter().map(|w| w / (width as f32).sqrt()).collect();
         let x = act(b, &normal(16, tokens * width));
@@ -42,7 +42,7 @@ struct Draw {
 }
 
 impl Op for Draw {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let Draw { rows, latent } = *self;
         let len = rows * latent;
         let gaussian = real(b, &normal(18, 2 * len));
@@ -71,7 +71,7 @@ struct Divergence {
 }
 
 impl Op for Divergence {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let Divergence { rows, latent, distance } = *self;
         let (p, direction) = (normal(18, rows * 2 * latent), normal(19, rows * 2 * latent));
         let q: Vec<f32> = p.iter().zip(direction).map(|(p, d)| p + distance * d).collect();
@@ -99,7 +99,7 @@ fn the_latent_chain() {
 struct ConcatFuse;
 
 impl Op for ConcatFuse {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let mut e = stale(b, 18);
         b.concat_fwd(&mut e, &[(&real(b, &normal(21, 12)), 4), (&real(b, &normal(22, 6)), 2)], 3);
         let mut h = act(b, &normal(23, 54));

@@ -5,7 +5,7 @@ use della::cpu::Cpu;
 
 use crate::util::close::{Tolerance, assert_same_bits};
 use crate::util::normal;
-use crate::util::op::{Op, act, check, machines, name, products, read, read_act, real, stale, stale_act};
+use crate::util::op::{Op, Outputs, act, check, machines, name, products, read, read_act, real, stale, stale_act};
 
 /// Rows, inputs, outputs: around the vectors' and panels' widths, the register tiles, the depth of a pass and the blocks
 /// of rows.
@@ -42,7 +42,7 @@ struct Products {
 }
 
 impl Op for Products {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let Products { first, rows, inputs, outputs } = *self;
         let len = rows * outputs;
         let x = normal(1, (first + rows) * inputs)[first * inputs..].to_vec();

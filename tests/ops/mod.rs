@@ -10,7 +10,7 @@ use della::cpu::{Cpu, Isa, Options, gemm};
 
 use crate::util::close::Tolerance;
 use crate::util::normal;
-use crate::util::op::{Op, act, check, ids, machines, products, read, read_act, real, stale, stale_act};
+use crate::util::op::{Op, Outputs, act, check, ids, machines, products, read, read_act, real, stale, stale_act};
 
 /// Rows looked up in either layout, and picked again.
 struct Embed {
@@ -19,7 +19,7 @@ struct Embed {
 }
 
 impl Op for Embed {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let (vocab, positions, width) = (37, 9, self.width);
         let (wte, wpe) = (normal(8, vocab * width), normal(9, positions * width));
         let wte = b.weight(Matrix { data: &wte, rows: vocab, cols: width }, self.role).unwrap();
@@ -50,7 +50,7 @@ struct LayerNorm {
 }
 
 impl Op for LayerNorm {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let LayerNorm { tokens, width, offset } = *self;
         let x: Vec<f32> = normal(10, tokens * width).iter().map(|x| x * 2.0 + offset).collect();
         let (gain, bias) = (real(b, &normal(11, width)), real(b, &normal(12, width)));
@@ -83,7 +83,7 @@ struct CrossEntropy {
 }
 
 impl Op for CrossEntropy {
-    fn run<B: Backend>(&self, b: &B) -> Vec<(&'static str, Vec<f64>)> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
         let CrossEntropy { tokens, vocab } = *self;
         let logits: Vec<f32> = normal(24, tokens * vocab).iter().map(|x| 3.0 * x).collect();
         let targets: Vec<u32> = (0..tokens).map(|n| (n * 31 % vocab) as u32).collect();

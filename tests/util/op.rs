@@ -6,10 +6,13 @@ use della::reference::Reference;
 
 use super::close::{Tolerance, assert_close, assert_same_bits};
 
+/// Outputs and what is saved, by name.
+pub type Outputs = Vec<(&'static str, Vec<f64>)>;
+
 /// An operation with its arguments.
 pub trait Op {
-    /// Its outputs and what it saves, by name.
-    fn run<B: Backend>(&self, backend: &B) -> Vec<(&'static str, Vec<f64>)>;
+    /// Runs it.
+    fn run<B: Backend>(&self, backend: &B) -> Outputs;
 }
 
 /// A CPU for each instruction set and each number of threads.
@@ -35,7 +38,7 @@ pub fn name(cpu: &Cpu) -> String {
 /// the machine before, where only the number of threads differs.
 pub fn check(what: &str, op: &impl Op, tolerance: Tolerance, machines: &[Cpu]) {
     let wanted = op.run(&Reference);
-    let mut before: Option<(&Cpu, Vec<(&str, Vec<f64>)>)> = None;
+    let mut before: Option<(&Cpu, Outputs)> = None;
     for cpu in machines {
         let found = op.run(cpu);
         for ((output, found), (_, wanted)) in found.iter().zip(&wanted) {
