@@ -24,7 +24,7 @@
 //!
 //! | modules | what they are |
 //! | --- | --- |
-//! | [`error`] [`dims`] [`dtype`] [`tree`] [`rng`] | what everything stands on |
+//! | [`error`] [`dims`] [`dtype`] [`tree`](mod@tree) [`rng`] | what everything stands on |
 //! | [`backend`], [`io`], [`text`] | the contract between model and device; files; tokenizer |
 //! | [`reference`](mod@reference), [`cpu`], [`model`] | two implementations of the contract; the model, written once over it |
 //! | [`generate`], [`latent`] | the decoding loop; latents on the host |
