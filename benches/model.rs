@@ -7,19 +7,18 @@
 mod limits;
 
 use std::cell::Cell;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use della::engine::{self, DeviceOptions, Engine};
-use della::generate::session::{Choice, Request};
+use della::generate::session::{Choice, Request, unwatched};
 use della::io::ElementType;
 use della::model::encode::Row;
 use della::model::save::save;
 use della::model::{Config, Params};
 use della::rng::{Rng, Stream};
-use ndarray::Array3;
+use ndarray::{Array3, Axis};
 
 const PRESET: &str = "randeng-226m";
 /// Sentences and their tokens, as in the published code's figure.
@@ -55,10 +54,11 @@ fn latents(config: &Config) -> Array3<f32> {
 
 /// Decodes greedily from `<BOS>`.
 fn decode(model: &dyn Engine, z: &Array3<f32>, max_length: usize) -> Vec<u32> {
-    let prefixes = [vec![model.config().bos]];
-    let choice = Choice::Greedy;
-    let request = Request { z: z.view(), prefixes: &prefixes, rows: &[0], choice, max_length, slots: 1 };
-    model.generate(&request, &mut |_, _| ControlFlow::Continue(())).expect("the request is valid").concat()
+    let prefix = [model.config().bos];
+    let z = z.index_axis(Axis(0), 0);
+    let request = Request { z, prefix: &prefix, number: 0, choice: Choice::Greedy, max_length };
+    let rows = model.generate(&[request], 1, &mut unwatched).expect("the device has the memory");
+    rows.into_iter().map(|row| row.expect("the request is valid")).collect::<Vec<_>>().concat()
 }
 
 /// Times `work` with Criterion and prints its mean beside `limit`, the least time that the machine allows.
@@ -118,7 +118,7 @@ fn model(c: &mut Criterion) {
     let id = |i: usize| Rng::new(2, Stream::Token, 0).words(i as u32)[0] % dims.vocab as u32;
     let ids: Vec<u32> = (0..count * len).map(id).collect();
     let rows: Vec<Row<'_>> = ids.chunks(len).map(|sentence| Row { condition: &[], sentence }).collect();
-    let encode = |rows: &[Row<'_>]| model.encode(rows, None, 0.0).expect("the rows are valid").z;
+    let encode = |rows: &[Row<'_>]| model.encode(rows, 1, None, 0.0).expect("the rows are valid").z;
     assert_eq!(encode(&rows[5..6]), encode(&rows).slice(ndarray::s![5..6, .., ..]));
     let least = (2 * block_weights(&config) * count * len) as f64 / peak;
     let sentences = Throughput::Elements(count as u64);

@@ -1,6 +1,6 @@
 //! The library's front door: a model with its tokenizer, from text to text.
 
-use std::ops::ControlFlow;
+use std::ops::Range;
 use std::path::Path;
 
 use ndarray::{Array1, ArrayView3, Axis};
@@ -8,7 +8,7 @@ use ndarray::{Array1, ArrayView3, Axis};
 use crate::engine::{self, DeviceOptions, Engine};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
-use crate::generate::session::{Choice, Request};
+use crate::generate::session::{Choice, Next, Request, unwatched};
 use crate::latent::{Latents, Noise};
 use crate::model::Config;
 use crate::model::encode::Row;
@@ -88,18 +88,59 @@ impl Options {
     }
 }
 
-/// The number of a row: draws depend on it, and on nothing else of its batch.
-pub fn row_number(input: usize, sample: usize) -> u64 {
-    input as u64 | (sample as u64) << 32
+/// A sentence, and what a conditional model is told of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sentence {
+    /// The sentence.
+    pub text: String,
+    /// What it is about; for a CVAE only, which needs at least one.
+    pub entities: Vec<Entity>,
 }
 
-/// A sentence and what it is conditioned on, as ids.
+impl From<String> for Sentence {
+    fn from(text: String) -> Self {
+        Sentence { text, entities: Vec::new() }
+    }
+}
+
+impl From<&str> for Sentence {
+    fn from(text: &str) -> Self {
+        Sentence::from(text.to_owned())
+    }
+}
+
+impl<S: Into<String>> From<(S, Vec<Entity>)> for Sentence {
+    fn from((text, entities): (S, Vec<Entity>)) -> Self {
+        Sentence { text: text.into(), entities }
+    }
+}
+
+/// A sentence and its condition, as ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SentenceIds {
+    /// The sentence's number. What is drawn for it depends on the seed, on this and on the sample's number, and on nothing
+    /// else: not on the sentences beside it.
+    pub index: usize,
     /// `name <ENT> type <ENS> … [SEP]`; empty for an unconditional model.
     pub condition: Vec<u32>,
-    /// `<BOS> … <EOS>`
+    /// `<BOS> … <EOS>`; empty where a condition alone is meant.
     pub sentence: Vec<u32>,
+}
+
+/// Where decoding starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// `[condition,] <BOS>`
+    pub prefix: Vec<u32>,
+    /// See [`SentenceIds::index`].
+    pub index: usize,
+    /// Which sample of this start it is.
+    pub sample: usize,
+}
+
+/// The number that a row's draws depend on.
+fn row_number(index: usize, sample: usize) -> u64 {
+    index as u64 | (sample as u64) << 32
 }
 
 /// A sentence after its way through the latents.
@@ -123,8 +164,8 @@ pub struct Reconstruction {
 /// use della::{Della, Options};
 ///
 /// let della = Della::builtin()?;
-/// let [back] = &della.reconstruct(&["我们需要帮助。"], &Options::greedy())?[..] else { unreachable!() };
-/// assert_eq!(back.text, "我们需要帮助。");
+/// let back = della.reconstruct(["我们需要帮助。"], &Options::greedy())?;
+/// assert_eq!(back[0].text, "我们需要帮助。");
 /// # Ok(())
 /// # }
 /// # #[cfg(not(feature = "builtin-model"))]
@@ -194,13 +235,14 @@ impl Della {
         &self.tokenizer
     }
 
-    /// A sentence as the model reads it. A conditional model needs at least one entity, another takes none.
+    /// A sentence as the model reads it; `index` is its number. A conditional model needs at least one entity, another
+    /// takes none.
     ///
     /// # Errors
     /// A sentence without tokens; one that is too long, unless `truncate` shortens it.
-    pub fn ids(&self, text: &str, entities: &[Entity], truncate: bool) -> Result<SentenceIds> {
-        let condition = self.posterior_condition(entities)?;
-        let mut ids = self.tokenizer.encode(text)?.ids;
+    pub fn ids(&self, index: usize, sentence: &Sentence, truncate: bool) -> Result<SentenceIds> {
+        let condition = self.posterior_condition(&sentence.entities)?;
+        let mut ids = self.tokenizer.encode(&sentence.text)?.ids;
         if ids.is_empty() {
             return Err(Error::input("sentence", "is empty: it has no tokens"));
         }
@@ -217,18 +259,19 @@ impl Della {
         }
         let specials = self.tokenizer.specials();
         let sentence = [&[specials.bos], &ids[..], &[specials.eos]].concat();
-        Ok(SentenceIds { condition, sentence })
+        Ok(SentenceIds { index, condition, sentence })
     }
 
-    /// What a conditional model reads before it writes about `entities`: `name <ENT> type <ENS> … <BOS>`.
+    /// What a conditional model reads before it writes about `entities`: `name <ENT> type <ENS> … <BOS>`; `index` is its
+    /// number.
     ///
     /// # Errors
     /// An unconditional model; entities that cannot be a condition, or that fill all of the model's positions.
-    pub fn condition(&self, entities: &[Entity]) -> Result<Vec<u32>> {
-        let ids = condition_ids(&self.tokenizer, entities)?;
-        let (len, limit) = (ids.len(), self.config().dims.positions);
+    pub fn condition(&self, index: usize, entities: &[Entity]) -> Result<SentenceIds> {
+        let condition = condition_ids(&self.tokenizer, entities)?;
+        let (len, limit) = (condition.len(), self.config().dims.positions);
         match len <= limit {
-            true => Ok(ids),
+            true => Ok(SentenceIds { index, condition, sentence: Vec::new() }),
             false => Err(Error::input("entities", format!("have {len} tokens; this model reads at most {limit}"))),
         }
     }
@@ -246,44 +289,78 @@ impl Della {
     /// The latents of sentences.
     ///
     /// # Errors
-    /// A sentence that the model cannot read.
-    pub fn encode<S: AsRef<str>>(&self, sentences: &[S], options: &Options) -> Result<Latents> {
-        let ids = self.all_ids(sentences, options)?;
-        let numbers: Vec<u64> = (0..ids.len()).map(|i| row_number(i, 0)).collect();
-        self.encode_ids(&ids, &numbers, options)
+    /// No sentence; one that the model cannot read.
+    pub fn encode<S: Into<Sentence>>(
+        &self,
+        sentences: impl IntoIterator<Item = S>,
+        options: &Options,
+    ) -> Result<Latents> {
+        self.encode_ids(&self.all_ids(sentences, options)?, 0..1, options)
     }
 
-    /// The latents of sentences given as ids; `numbers` are their rows' numbers.
+    /// The latents of sentences given as ids: for each one row for every number in `samples`.
     ///
     /// # Errors
-    /// A sentence that the model cannot read.
-    pub fn encode_ids(&self, sentences: &[SentenceIds], numbers: &[u64], options: &Options) -> Result<Latents> {
-        let padded = match options.padding {
-            Padding::Masked => None,
-            Padding::Reference => Some(pad(sentences, self.config().pad)),
-        };
-        let sentences = padded.as_deref().unwrap_or(sentences);
-        let rows: Vec<Row<'_>> =
-            sentences.iter().map(|s| Row { condition: &s.condition, sentence: &s.sentence }).collect();
-        self.encode_rows(&rows, numbers, options)
+    /// As [`encode`](Self::encode).
+    pub fn encode_ids(&self, sentences: &[SentenceIds], samples: Range<usize>, options: &Options) -> Result<Latents> {
+        let mut latents: Option<Latents> = None;
+        for group in self.padded(sentences, options.padding) {
+            let part = self.encode_rows(&group, samples.clone(), options)?;
+            match &mut latents {
+                Some(latents) => latents.append(part),
+                None => latents = Some(part),
+            }
+        }
+        latents.ok_or_else(|| Error::input("sentences", "there are none; give at least one"))
     }
 
-    fn encode_rows(&self, rows: &[Row<'_>], numbers: &[u64], options: &Options) -> Result<Latents> {
+    fn encode_rows(&self, sentences: &[SentenceIds], samples: Range<usize>, options: &Options) -> Result<Latents> {
         let (noise, dims) = (options.noise(), &self.config().dims);
         check_scale(noise.scale())?;
-        let eps = noise.draw(numbers, dims.layers, dims.latent);
-        self.engine.encode(rows, eps.as_ref().map(|eps| eps.view()), noise.scale())
+        let numbers: Vec<u64> =
+            sentences.iter().flat_map(|s| samples.clone().map(|sample| row_number(s.index, sample))).collect();
+        let eps = noise.draw(&numbers, dims.layers, dims.latent);
+        let rows: Vec<Row<'_>> =
+            sentences.iter().map(|s| Row { condition: &s.condition, sentence: &s.sentence }).collect();
+        self.engine.encode(&rows, samples.len(), eps.as_ref().map(|eps| eps.view()), noise.scale())
+    }
+
+    /// The sentences in groups that are encoded together, filled up as the published code does if that is asked for. A
+    /// group ends where its longest condition and its longest sentence would not fit into the model together.
+    fn padded(&self, sentences: &[SentenceIds], padding: Padding) -> Vec<Vec<SentenceIds>> {
+        if padding == Padding::Masked {
+            return Vec::from_iter((!sentences.is_empty()).then(|| sentences.to_vec()));
+        }
+        let (config, mut groups) = (self.config(), Vec::<(usize, usize, Vec<SentenceIds>)>::new());
+        for s in sentences {
+            let (condition, sentence) = (s.condition.len(), s.sentence.len());
+            match groups.last_mut() {
+                Some(group) if group.0.max(condition) + group.1.max(sentence) <= config.dims.positions => {
+                    (group.0, group.1) = (group.0.max(condition), group.1.max(sentence));
+                    group.2.push(s.clone());
+                }
+                _ => groups.push((condition, sentence, vec![s.clone()])),
+            }
+        }
+        for (condition, sentence, group) in &mut groups {
+            for s in group {
+                s.condition.resize(*condition, config.pad);
+                s.sentence.resize(*sentence, config.pad);
+            }
+        }
+        groups.into_iter().map(|(_, _, group)| group).collect()
     }
 
     /// The texts of latents `z (R, L, Z)` of an unconditional model.
     ///
     /// # Errors
-    /// Latents of another shape, and a conditional model, which cannot decode without a condition.
+    /// Latents of another shape, or that are not numbers; a conditional model, which cannot decode without a condition.
     pub fn decode(&self, z: ArrayView3<'_, f32>, options: &Options) -> Result<Vec<String>> {
-        let rows = z.len_of(Axis(0));
-        let numbers: Vec<u64> = (0..rows).map(|i| row_number(i, 0)).collect();
-        let ids = self.decode_ids(z, &vec![self.start(&[])?; rows], &numbers, options, &mut proceed)?;
-        ids.iter().map(|ids| self.text(ids, options)).collect()
+        let prefix = self.start(&[])?;
+        let starts: Vec<Start> =
+            (0..z.len_of(Axis(0))).map(|index| Start { prefix: prefix.clone(), index, sample: 0 }).collect();
+        let ids = self.decode_ids(z, &starts, options, &mut unwatched)?;
+        ids.into_iter().map(|ids| self.text(&ids?, options)).collect()
     }
 
     /// What the decoder starts from: `[condition,] <BOS>`.
@@ -297,28 +374,34 @@ impl Della {
         Ok([condition, &[self.config().bos]].concat())
     }
 
-    /// Continues `prefixes`, given latents `z (R, L, Z)`; returns the new tokens with `<EOS>` where it came. `on_token`
-    /// sees each token with the index of its row as it is chosen, and can cancel.
+    /// Continues `starts`, given latents `z (R, L, Z)`; returns each row's new tokens, with `<EOS>` where it came, or why
+    /// it has none. `on_token` sees each token with the index of its row as it is chosen.
     ///
     /// # Errors
     /// As [`generate`](crate::generate::session::generate).
     pub fn decode_ids(
         &self,
         z: ArrayView3<'_, f32>,
-        prefixes: &[Vec<u32>],
-        numbers: &[u64],
+        starts: &[Start],
         options: &Options,
-        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Vec<u32>>> {
-        let request = Request {
-            z,
-            prefixes,
-            rows: numbers,
-            choice: options.choice(),
-            max_length: options.max_length,
-            slots: options.batch,
-        };
-        self.engine.generate(&request, on_token)
+        on_token: &mut dyn FnMut(usize, u32) -> Next,
+    ) -> Result<Vec<Result<Vec<u32>>>> {
+        if z.len_of(Axis(0)) != starts.len() {
+            let message = format!("{} rows of latents for {} starts", z.len_of(Axis(0)), starts.len());
+            return Err(Error::input("z", message));
+        }
+        let requests: Vec<Request<'_>> = z
+            .outer_iter()
+            .zip(starts)
+            .map(|(z, start)| Request {
+                z,
+                prefix: &start.prefix,
+                number: row_number(start.index, start.sample),
+                choice: options.choice(),
+                max_length: options.max_length,
+            })
+            .collect();
+        self.engine.generate(&requests, options.batch, on_token)
     }
 
     /// The text of new tokens: up to `<EOS>`.
@@ -333,44 +416,57 @@ impl Della {
     /// Sentences through the latents and back.
     ///
     /// # Errors
-    /// A sentence that the model cannot read.
-    pub fn reconstruct<S: AsRef<str>>(&self, sentences: &[S], options: &Options) -> Result<Vec<Reconstruction>> {
+    /// No sentence; one that the model cannot read.
+    pub fn reconstruct<S: Into<Sentence>>(
+        &self,
+        sentences: impl IntoIterator<Item = S>,
+        options: &Options,
+    ) -> Result<Vec<Reconstruction>> {
         let ids = self.all_ids(sentences, options)?;
-        let numbers: Vec<u64> = (0..ids.len()).map(|i| row_number(i, 0)).collect();
-        self.reconstruct_ids(&ids, &numbers, options, &mut proceed)
+        self.reconstruct_ids(&ids, 0..1, options, &mut unwatched)?.into_iter().collect()
     }
 
-    /// As [`reconstruct`](Self::reconstruct), for ids; `numbers` and `on_token` as in [`decode_ids`](Self::decode_ids).
+    /// As [`reconstruct`](Self::reconstruct), for ids: for each sentence one reconstruction for every number in `samples`,
+    /// or why there is none; `on_token` as in [`decode_ids`](Self::decode_ids).
     ///
     /// # Errors
-    /// As [`reconstruct`](Self::reconstruct).
+    /// As [`encode_ids`](Self::encode_ids) and [`decode_ids`](Self::decode_ids).
     pub fn reconstruct_ids(
         &self,
         sentences: &[SentenceIds],
-        numbers: &[u64],
+        samples: Range<usize>,
         options: &Options,
-        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Reconstruction>> {
-        let latents = self.encode_ids(sentences, numbers, options)?;
-        let prefixes: Vec<_> = sentences.iter().map(|s| self.start(&s.condition)).collect::<Result<_>>()?;
-        let outputs = self.decode_ids(latents.z.view(), &prefixes, numbers, options, on_token)?;
+        on_token: &mut dyn FnMut(usize, u32) -> Next,
+    ) -> Result<Vec<Result<Reconstruction>>> {
+        let latents = self.encode_ids(sentences, samples.clone(), options)?;
+        let mut starts = Vec::with_capacity(sentences.len() * samples.len());
+        for s in sentences {
+            let prefix = self.start(&s.condition)?;
+            starts.extend(samples.clone().map(|sample| Start { prefix: prefix.clone(), index: s.index, sample }));
+        }
+        let outputs = self.decode_ids(latents.z.view(), &starts, options, on_token)?;
         let kl = latents.kl.ok_or_else(|| Error::input("sentences", "are empty"))?;
-        let rows = sentences.iter().zip(outputs).zip(kl.outer_iter());
-        rows.map(|((sentence, output), kl)| {
-            let text = self.text(&output, options)?;
-            Ok(Reconstruction { ids: sentence.sentence.clone(), text, new_ids: output, kl: kl.to_owned() })
-        })
-        .collect()
+        let sentences = sentences.iter().flat_map(|s| samples.clone().map(move |_| s));
+        let rows = sentences.zip(outputs).zip(kl.outer_iter());
+        Ok(rows
+            .map(|((s, output), kl)| {
+                let new_ids = output?;
+                let text = self.text(&new_ids, options)?;
+                Ok(Reconstruction { ids: s.sentence.clone(), text, new_ids, kl: kl.to_owned() })
+            })
+            .collect())
     }
 
-    /// Latents drawn from the prior of an unconditional model; without noise, its mean.
+    /// Latents drawn from the prior of an unconditional model, one row for every number in `samples`; without noise, its
+    /// mean.
     ///
     /// # Errors
     /// A conditional model.
-    pub fn prior(&self, numbers: &[u64], options: &Options) -> Result<Latents> {
+    pub fn prior(&self, samples: Range<usize>, options: &Options) -> Result<Latents> {
         let (noise, dims) = (options.noise(), &self.config().dims);
         check_scale(noise.scale())?;
-        let eps = noise.draw(numbers, dims.layers, dims.latent);
+        let numbers: Vec<u64> = samples.map(|sample| row_number(0, sample)).collect();
+        let eps = noise.draw(&numbers, dims.layers, dims.latent);
         self.engine.prior(numbers.len(), eps.as_ref().map(|eps| eps.view()), noise.scale())
     }
 
@@ -379,11 +475,19 @@ impl Della {
     /// # Errors
     /// A conditional model.
     pub fn sample_prior(&self, count: usize, options: &Options) -> Result<Vec<String>> {
-        let numbers: Vec<u64> = (0..count).map(|i| row_number(0, i)).collect();
-        let latents = self.prior(&numbers, options)?;
-        let prefixes = vec![self.start(&[])?; count];
-        let ids = self.decode_ids(latents.z.view(), &prefixes, &numbers, options, &mut proceed)?;
-        ids.iter().map(|ids| self.text(ids, options)).collect()
+        let ids = self.sample_prior_ids(0..count, options)?;
+        ids.into_iter().map(|ids| self.text(&ids?, options)).collect()
+    }
+
+    /// As [`sample_prior`](Self::sample_prior), as ids: one row for every number in `samples`, or why there is none.
+    ///
+    /// # Errors
+    /// A conditional model.
+    pub fn sample_prior_ids(&self, samples: Range<usize>, options: &Options) -> Result<Vec<Result<Vec<u32>>>> {
+        let latents = self.prior(samples.clone(), options)?;
+        let prefix = self.start(&[])?;
+        let starts: Vec<Start> = samples.map(|sample| Start { prefix: prefix.clone(), index: 0, sample }).collect();
+        self.decode_ids(latents.z.view(), &starts, options, &mut unwatched)
     }
 
     /// `count` sentences of a conditional model about `entities`.
@@ -391,31 +495,35 @@ impl Della {
     /// # Errors
     /// An unconditional model; entities that cannot be a condition.
     pub fn generate(&self, entities: &[Entity], count: usize, options: &Options) -> Result<Vec<String>> {
-        let condition = self.condition(entities)?;
-        let numbers: Vec<u64> = (0..count).map(|i| row_number(0, i)).collect();
-        let ids = self.generate_ids(&vec![condition; count], &numbers, options, &mut proceed)?;
-        ids.iter().map(|ids| self.text(ids, options)).collect()
+        let condition = self.condition(0, entities)?;
+        let ids = self.generate_ids(&condition, 0..count, options)?;
+        ids.into_iter().map(|ids| self.text(&ids?, options)).collect()
     }
 
-    /// As [`generate`](Self::generate), for conditions as ids; `numbers` and `on_token` as in
-    /// [`decode_ids`](Self::decode_ids).
+    /// As [`generate`](Self::generate), for a condition as ids: one row for every number in `samples`, or why there is none.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
     pub fn generate_ids(
         &self,
-        conditions: &[Vec<u32>],
-        numbers: &[u64],
+        condition: &SentenceIds,
+        samples: Range<usize>,
         options: &Options,
-        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Vec<u32>>> {
-        let rows: Vec<Row<'_>> = conditions.iter().map(|c| Row { condition: c, sentence: &[] }).collect();
-        let latents = self.encode_rows(&rows, numbers, options)?;
-        self.decode_ids(latents.z.view(), conditions, numbers, options, on_token)
+    ) -> Result<Vec<Result<Vec<u32>>>> {
+        let latents = self.encode_rows(std::slice::from_ref(condition), samples.clone(), options)?;
+        let SentenceIds { index, condition, .. } = condition;
+        let starts: Vec<Start> =
+            samples.map(|sample| Start { prefix: condition.clone(), index: *index, sample }).collect();
+        self.decode_ids(latents.z.view(), &starts, options, &mut unwatched)
     }
 
-    fn all_ids<S: AsRef<str>>(&self, sentences: &[S], options: &Options) -> Result<Vec<SentenceIds>> {
-        sentences.iter().map(|text| self.ids(text.as_ref(), &[], options.truncate)).collect()
+    fn all_ids<S: Into<Sentence>>(
+        &self,
+        sentences: impl IntoIterator<Item = S>,
+        options: &Options,
+    ) -> Result<Vec<SentenceIds>> {
+        let sentences = sentences.into_iter().enumerate();
+        sentences.map(|(index, sentence)| self.ids(index, &sentence.into(), options.truncate)).collect()
     }
 }
 
@@ -439,26 +547,9 @@ pub fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
     }
 }
 
-/// The `on_token` of those who do not watch.
-fn proceed(_row: usize, _token: u32) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
 fn check_scale(scale: f32) -> Result<()> {
     match scale.is_finite() && scale >= 0.0 {
         true => Ok(()),
         false => Err(Error::input("latent noise", format!("{scale} is not a number from 0"))),
     }
-}
-
-/// Fills conditions and sentences up to the longest with `pad`.
-fn pad(sentences: &[SentenceIds], pad: u32) -> Vec<SentenceIds> {
-    let longest = |part: fn(&SentenceIds) -> &Vec<u32>| sentences.iter().map(|s| part(s).len()).max().unwrap_or(0);
-    let (condition_len, sentence_len) = (longest(|s| &s.condition), longest(|s| &s.sentence));
-    let mut padded = sentences.to_vec();
-    for s in &mut padded {
-        s.condition.resize(condition_len, pad);
-        s.sentence.resize(sentence_len, pad);
-    }
-    padded
 }

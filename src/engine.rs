@@ -3,7 +3,6 @@
 //! This is the only file that names the backends together.
 
 use std::borrow::Cow;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use ndarray::{Array2, Array3, ArrayView3, Axis};
@@ -12,13 +11,13 @@ use crate::backend::{Backend, HostFloat, Spans};
 use crate::cpu::{self, Cpu, Features, Isa, gemm};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::generate::session::{self, Request, upload_latents};
+use crate::generate::session::{self, Next, Request, upload_latents};
 use crate::io::checkpoint::Checkpoint;
 use crate::latent::{Gaussian, Latents};
 use crate::model::acts::{ChainActs, StackActs};
 use crate::model::encode::{EncoderBatch, Row};
 use crate::model::latent::{Drive, Noise};
-use crate::model::stack::Tokens;
+use crate::model::stack::{Context, Tokens};
 use crate::model::trace;
 use crate::model::{Config, Model};
 use crate::reference::Reference;
@@ -31,12 +30,14 @@ pub trait Engine: Send + Sync {
     /// Sizes and constants.
     fn config(&self) -> &Config;
 
-    /// The latents of rows with a sentence, from the posterior; of rows with a condition alone, from the prior.
+    /// The latents of rows with a sentence, from the posterior; of rows with a condition alone, from the prior. Each row
+    /// is read once and gives `samples` rows of latents, one after the other: `R` is their product.
     /// `eps (R, L, Z)` is multiplied by `scale`; without it, latents are means.
     ///
     /// # Errors
     /// [`Error::Input`] for rows that the model cannot read.
-    fn encode(&self, rows: &[Row<'_>], eps: Option<ArrayView3<'_, f32>>, scale: f32) -> Result<Latents>;
+    fn encode(&self, rows: &[Row<'_>], samples: usize, eps: Option<ArrayView3<'_, f32>>, scale: f32)
+    -> Result<Latents>;
 
     /// Latents of `rows` rows from the prior of an unconditional model; `eps` and `scale` as in [`encode`](Self::encode).
     ///
@@ -56,9 +57,10 @@ pub trait Engine: Send + Sync {
     /// As [`session::generate`].
     fn generate(
         &self,
-        request: &Request<'_>,
-        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Vec<u32>>>;
+        requests: &[Request<'_>],
+        slots: usize,
+        on_token: &mut dyn FnMut(usize, u32) -> Next,
+    ) -> Result<Vec<Result<Vec<u32>>>>;
 
     /// Every tensor on the way to the loss; see [`trace`].
     ///
@@ -192,19 +194,29 @@ impl<B: Backend> Engine for Model<B> {
         &self.config
     }
 
-    fn encode(&self, rows: &[Row<'_>], eps: Option<ArrayView3<'_, f32>>, scale: f32) -> Result<Latents> {
+    fn encode(
+        &self,
+        rows: &[Row<'_>],
+        samples: usize,
+        eps: Option<ArrayView3<'_, f32>>,
+        scale: f32,
+    ) -> Result<Latents> {
         self.check_rows(rows)?;
-        self.check_eps(rows.len(), &eps)?;
+        if samples == 0 {
+            return Err(Error::input("samples", "0 of each row are none; at least 1"));
+        }
+        self.check_latents("eps", rows.len() * samples, eps.as_ref())?;
         let mut latents: Option<Latents> = None;
         let mut done = 0;
         for pass in passes(rows, Row::len) {
-            let eps = eps.as_ref().map(|eps| eps.slice_axis(Axis(0), (done..done + pass.len()).into()));
-            let part = encode_pass(self, pass, eps, scale)?;
+            let count = pass.len() * samples;
+            let eps = eps.as_ref().map(|eps| eps.slice_axis(Axis(0), (done..done + count).into()));
+            let part = encode_pass(self, pass, samples, eps, scale)?;
             match &mut latents {
                 Some(latents) => latents.append(part),
                 None => latents = Some(part),
             }
-            done += pass.len();
+            done += count;
         }
         latents.ok_or_else(|| Error::input("rows", "there are none; give at least one sentence"))
     }
@@ -215,7 +227,7 @@ impl<B: Backend> Engine for Model<B> {
                 "this model's prior needs a condition: it is a CVAE; give entities (`della generate`)".into(),
             ));
         }
-        self.check_eps(rows, &eps)?;
+        self.check_latents("eps", rows, eps.as_ref())?;
         let mut chain = ChainActs::new(&self.backend, &self.config.dims, rows, 0)?;
         run_chain(self, &mut chain, Drive::Prior, eps, scale, rows)?;
         Ok(read_latents(self, &chain, Drive::Prior, rows))
@@ -226,7 +238,7 @@ impl<B: Backend> Engine for Model<B> {
         for ids in rows {
             self.check_ids("row", ids)?;
         }
-        self.check_eps(rows.len(), &Some(z))?;
+        self.check_latents("z", rows.len(), Some(&z))?;
         let mut logits = Vec::with_capacity(rows.len());
         for pass in passes(rows, |ids| ids.len()) {
             let z = z.slice_axis(Axis(0), (logits.len()..logits.len() + pass.len()).into());
@@ -243,10 +255,11 @@ impl<B: Backend> Engine for Model<B> {
 
     fn generate(
         &self,
-        request: &Request<'_>,
-        on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-    ) -> Result<Vec<Vec<u32>>> {
-        session::generate(self, request, on_token)
+        requests: &[Request<'_>],
+        slots: usize,
+        on_token: &mut dyn FnMut(usize, u32) -> Next,
+    ) -> Result<Vec<Result<Vec<u32>>>> {
+        session::generate(self, requests, slots, on_token)
     }
 
     fn trace(&self, case: &trace::Inputs) -> Result<trace::Tensors> {
@@ -274,10 +287,10 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    fn check_eps(&self, rows: usize, eps: &Option<ArrayView3<'_, f32>>) -> Result<()> {
+    fn check_latents(&self, name: &str, rows: usize, latents: Option<&ArrayView3<'_, f32>>) -> Result<()> {
         let shape = [rows, self.config.dims.layers, self.config.dims.latent];
-        match eps.as_ref().filter(|eps| eps.shape() != shape) {
-            Some(eps) => Err(Error::input("latents", format!("have shape {:?}; {shape:?} is needed", eps.shape()))),
+        match latents.filter(|latents| latents.shape() != shape) {
+            Some(found) => Err(Error::input(name, format!("shape {:?}; {shape:?} is needed", found.shape()))),
             None => Ok(()),
         }
     }
@@ -302,17 +315,18 @@ fn passes<T>(items: &[T], len: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T
 fn encode_pass<B: Backend>(
     model: &Model<B>,
     rows: &[Row<'_>],
+    samples: usize,
     eps: Option<ArrayView3<'_, f32>>,
     scale: f32,
 ) -> Result<Latents> {
-    let (backend, dims) = (&model.backend, &model.config.dims);
+    let (backend, dims, count) = (&model.backend, &model.config.dims, rows.len() * samples);
     let batch = EncoderBatch::new(backend, rows, dims.conditional)?;
     let mut acts = StackActs::new(backend, dims, batch.tokens.count)?;
-    let mut chain = ChainActs::new(backend, dims, rows.len(), batch.tokens.count)?;
-    model.encode_fwd(&mut acts, &mut chain, &batch, &mut |_, _| {});
+    let mut chain = ChainActs::new(backend, dims, count, batch.tokens.count)?;
+    model.encode_fwd(&mut acts, &mut chain, &batch, samples, &mut |_, _| {});
     let drive = if batch.sentences.is_some() { Drive::Posterior } else { Drive::Prior };
-    run_chain(model, &mut chain, drive, eps, scale, rows.len())?;
-    Ok(read_latents(model, &chain, drive, rows.len()))
+    run_chain(model, &mut chain, drive, eps, scale, count)?;
+    Ok(read_latents(model, &chain, drive, count))
 }
 
 fn run_chain<B: Backend>(
@@ -372,8 +386,9 @@ fn logits_pass<B: Backend>(model: &Model<B>, rows: &[&[u32]], z: &[B::Real]) -> 
     let spans = Spans::of_lengths(backend, rows.iter().map(|ids| ids.len()))?;
     let latents = backend.ids_from(&(0..rows.len() as u32).collect::<Vec<_>>())?;
     let mut acts = StackActs::new(backend, dims, tokens.count)?;
-    let fusion = model.fusion(z, rows.len())?;
-    model.decoder_fwd(&mut acts, &tokens, &spans, &fusion, &latents);
+    let mut fusion = model.fusion(rows.len())?;
+    model.fusion_fwd(&mut fusion, z, rows.len());
+    model.decoder_fwd(&mut acts, &tokens, Context::Spans(&spans), &fusion, &latents);
     let mut logits = backend.real(tokens.count * dims.vocab)?;
     backend.head_fwd(&mut logits, &acts.output, &model.params.decoder.wte, tokens.count);
     let mut host = vec![0.0; tokens.count * dims.vocab];

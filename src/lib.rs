@@ -8,7 +8,7 @@
 //! use della::{Della, Options};
 //!
 //! let della = Della::builtin()?; // or Della::open("Randeng-DELLA-226M-Chinese")?
-//! let latents = della.encode(&["你喜欢吃什么水果？", "这家餐厅的菜很好吃。"], &Options::default())?;
+//! let latents = della.encode(["你喜欢吃什么水果？", "这家餐厅的菜很好吃。"], &Options::default())?;
 //! assert_eq!(latents.z.shape(), [2, 4, 64]); // sentences, layers, width
 //! let back = della.decode(latents.z.view(), &Options::greedy())?;
 //! assert_eq!(back, ["你喜欢吃什么水果？", "这家餐厅的菜很好吃。"]);
@@ -57,5 +57,5 @@ pub mod rng;
 pub mod text;
 pub mod verify;
 
-pub use della::{Della, Options, Padding, Reconstruction, SentenceIds, check_vocabulary, row_number};
+pub use della::{Della, Options, Padding, Reconstruction, Sentence, SentenceIds, Start, check_vocabulary};
 pub use error::{Error, Result};

@@ -1,19 +1,18 @@
 //! Requests to a model: what a row gives depends on the row alone, however it is computed.
 
 use std::borrow::Cow;
-use std::ops::ControlFlow;
 use std::path::Path;
 
 use della::backend::{CacheRows, Spans, Storage};
 use della::cpu::{Cpu, Options};
 use della::engine::Engine;
 use della::generate::Sampling;
-use della::generate::session::{Choice, Request, upload_latents};
+use della::generate::session::{Choice, Next, Request, generate, unwatched, upload_latents};
 use della::io::checkpoint::Checkpoint;
 use della::model::acts::StackActs;
 use della::model::cache::Cache;
 use della::model::encode::Row;
-use della::model::stack::Tokens;
+use della::model::stack::{Context, Tokens};
 use della::model::{Config, Model};
 use della::rng::{Rng, Stream};
 use ndarray::{Array3, Axis, s};
@@ -52,9 +51,9 @@ fn a_row_alone_encodes_to_the_same_bits_as_in_a_batch() {
     let ids = rows(&one, 32);
     let sentence = |ids| Row { condition: &[], sentence: ids };
     let batch: Vec<Row<'_>> = ids.iter().map(|ids| sentence(ids)).collect();
-    let together = two.encode(&batch, None, 0.0).unwrap();
+    let together = two.encode(&batch, 1, None, 0.0).unwrap();
     for (i, row) in batch.iter().enumerate() {
-        let alone = one.encode(&[*row], None, 0.0).unwrap();
+        let alone = one.encode(&[*row], 1, None, 0.0).unwrap();
         assert_eq!(bits(alone.z), bits(together.z.slice(s![i..i + 1, .., ..]).iter().copied()), "row {i}");
         let kl = together.kl.as_ref().unwrap().slice(s![i..i + 1, ..]).to_owned();
         assert_eq!(bits(alone.kl.unwrap()), bits(kl), "row {i}");
@@ -84,7 +83,8 @@ fn cached_decoding_gives_the_bits_of_uncached_decoding() {
     let borrowed: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let whole = model.logits(&borrowed, z.view()).unwrap();
 
-    let fusion = model.fusion(&upload_latents(backend, z.view()).unwrap(), ids.len()).unwrap();
+    let mut fusion = model.fusion(ids.len()).unwrap();
+    model.fusion_fwd(&mut fusion, &upload_latents(backend, z.view()).unwrap(), ids.len());
     let mut cache = Cache::new(backend, dims, ids.len(), dims.positions).unwrap();
     let mut acts = StackActs::new(backend, dims, 3 * ids.len()).unwrap();
     let mut done = vec![0; ids.len()];
@@ -102,14 +102,13 @@ fn cached_decoding_gives_the_bits_of_uncached_decoding() {
         let positions: Vec<u32> =
             pieces.iter().flat_map(|&(row, n)| done[row] as u32..(done[row] + n) as u32).collect();
         let tokens = Tokens::new(backend, &new, &positions).unwrap();
-        let latents = backend.ids_from(&slots).unwrap();
         let rows = CacheRows {
             spans: Spans::of_lengths(backend, pieces.iter().map(|(_, n)| *n)).unwrap(),
             slots: backend.ids_from(&slots).unwrap(),
             past: backend.ids_from(&past).unwrap(),
             capacity: cache.capacity,
         };
-        model.decoder_cached_fwd(&mut acts, &mut cache, &tokens, &rows, &fusion, &latents);
+        model.decoder_fwd(&mut acts, &tokens, Context::Cached(&mut cache, &rows), &fusion, &rows.slots);
         let mut logits = backend.real(new.len() * dims.vocab).unwrap();
         della::backend::LinearOps::head_fwd(backend, &mut logits, &acts.output, &model.params.decoder.wte, new.len());
         let mut host = vec![0f32; new.len() * dims.vocab];
@@ -125,6 +124,12 @@ fn cached_decoding_gives_the_bits_of_uncached_decoding() {
     }
 }
 
+/// Requests for the rows of `z`, with these prefixes.
+fn requests<'a>(z: &'a Array3<f32>, prefixes: &'a [Vec<u32>], choice: Choice, max_length: usize) -> Vec<Request<'a>> {
+    let rows = z.outer_iter().zip(prefixes).zip(100..);
+    rows.map(|((z, prefix), number)| Request { z, prefix, number, choice, max_length }).collect()
+}
+
 /// Many rows through few slots, in another order and number than alone: the same tokens.
 #[test]
 fn a_row_draws_the_same_tokens_in_any_company() {
@@ -132,30 +137,36 @@ fn a_row_draws_the_same_tokens_in_any_company() {
     let count = 12;
     let z = latents(&model, count);
     let prefixes: Vec<Vec<u32>> = rows(&model, count).into_iter().map(|ids| ids[..ids.len().min(5)].to_vec()).collect();
-    let numbers: Vec<u64> = (100..100 + count as u64).collect();
     let sampling = Sampling { top_p: 0.9, temperature: 1.3, ..Sampling::default() };
-    let choice = Choice::Sample { sampling, seed: 7 };
-    let request = Request { z: z.view(), prefixes: &prefixes, rows: &numbers, choice, max_length: 20, slots: 5 };
-    let together = model.generate(&request, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let requests = requests(&z, &prefixes, Choice::Sample { sampling, seed: 7 }, 20);
+    let together = generate(&model, &requests, 5, &mut unwatched).unwrap();
+    let together: Vec<Vec<u32>> = together.into_iter().map(Result::unwrap).collect();
     assert!(together.iter().any(|row| *row != together[0]), "every row is the same: nothing was tested");
-    for i in 0..count {
-        let alone = Request {
-            z: z.slice_axis(Axis(0), (i..i + 1).into()),
-            prefixes: &prefixes[i..i + 1],
-            rows: &numbers[i..i + 1],
-            slots: 1,
-            ..request.clone()
-        };
+    for (i, request) in requests.iter().enumerate() {
         let mut streamed = Vec::new();
-        let ids = model
-            .generate(&alone, &mut |_, id| {
-                streamed.push(id);
-                ControlFlow::Continue(())
-            })
-            .unwrap();
-        assert_eq!(ids[0], together[i], "row {i}");
-        assert_eq!(streamed, ids[0], "row {i}");
+        let alone = generate(&model, std::slice::from_ref(request), 1, &mut |_, id| {
+            streamed.push(id);
+            Next::Continue
+        });
+        assert_eq!(*alone.unwrap()[0].as_ref().unwrap(), together[i], "row {i}");
+        assert_eq!(streamed, together[i], "row {i}");
     }
+}
+
+/// Prefixes of several tokens fill all slots at once: the longest row takes no longer than it does alone.
+#[test]
+fn every_slot_is_used_from_the_first_step() {
+    let model = model(1);
+    let z = latents(&model, 8);
+    let prefixes = vec![vec![1, 2, 3, 4, 5]; 8];
+    let requests = requests(&z, &prefixes, Choice::Greedy, 3);
+    let mut seen = Vec::new();
+    let outputs = generate(&model, &requests, 8, &mut |row, _| {
+        seen.push(row);
+        Next::Continue
+    });
+    assert!(outputs.unwrap().iter().all(|row| row.as_ref().unwrap().len() == 3), "a row ended by itself");
+    assert_eq!(seen, [0, 1, 2, 3, 4, 5, 6, 7].repeat(3));
 }
 
 #[test]
@@ -165,9 +176,8 @@ fn a_row_ends_at_the_models_last_position_and_at_the_limit() {
     let positions = model.config.dims.positions;
     let length = |prefix: usize, max_length: usize| {
         let prefixes = [vec![1; prefix]];
-        let choice = Choice::Greedy;
-        let request = Request { z: z.view(), prefixes: &prefixes, rows: &[0], choice, max_length, slots: 1 };
-        let ids = model.generate(&request, &mut |_, _| ControlFlow::Continue(())).unwrap().concat();
+        let requests = requests(&z, &prefixes, Choice::Greedy, max_length);
+        let ids = generate(&model, &requests, 1, &mut unwatched).unwrap().remove(0).unwrap();
         assert!(!ids.contains(&model.config.eos), "the row ended by itself: nothing was tested");
         ids.len()
     };
@@ -176,27 +186,55 @@ fn a_row_ends_at_the_models_last_position_and_at_the_limit() {
     assert_eq!(length(positions, 10), 1);
 }
 
+/// A row whose logits are no numbers, one that cannot start and one that its watcher ends leave the others alone.
+#[test]
+fn a_bad_row_ends_alone() {
+    let model = model(1);
+    let mut z = latents(&model, 4);
+    let prefixes = [vec![1], vec![157], vec![2], vec![3]];
+    let wanted = generate(&model, &requests(&z, &prefixes, Choice::Greedy, 6)[3..], 4, &mut unwatched).unwrap();
+    z.index_axis_mut(Axis(0), 0).fill(3e38);
+    let found = generate(&model, &requests(&z, &prefixes, Choice::Greedy, 6), 4, &mut |row, _| {
+        if row == 2 { Next::EndRow } else { Next::Continue }
+    });
+    let found = found.unwrap();
+    assert!(found[0].as_ref().unwrap_err().to_string().contains("NaN"), "{found:?}");
+    assert!(found[1].as_ref().unwrap_err().to_string().contains("id 157"), "{found:?}");
+    assert_eq!(found[2].as_ref().unwrap().len(), 1);
+    assert_eq!(found[3].as_ref().unwrap(), wanted[0].as_ref().unwrap());
+}
+
 #[test]
 fn cancelling_stops_at_once() {
     let model = model(1);
     let z = latents(&model, 2);
     let prefixes = [vec![1], vec![2]];
-    let choice = Choice::Greedy;
-    let request = Request { z: z.view(), prefixes: &prefixes, rows: &[0, 1], choice, max_length: 9, slots: 2 };
     let mut seen = 0;
-    let result = model.generate(&request, &mut |_, _| {
+    let result = generate(&model, &requests(&z, &prefixes, Choice::Greedy, 9), 2, &mut |_, _| {
         seen += 1;
-        if seen == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if seen == 3 { Next::Cancel } else { Next::Continue }
     });
     assert!(matches!(result, Err(della::Error::Cancelled)));
     assert_eq!(seen, 3);
+}
+
+/// Samples of one sentence are what the sentence gives alone, read as often.
+#[test]
+fn samples_share_one_reading() {
+    let model = model(2);
+    let ids = rows(&model, 3);
+    let rows: Vec<Row<'_>> = ids.iter().map(|ids| Row { condition: &[], sentence: ids }).collect();
+    let eps = latents(&model, 6);
+    let shared = model.encode(&rows, 2, Some(eps.view()), 1.0).unwrap();
+    let repeated: Vec<Row<'_>> = rows.iter().flat_map(|row| [*row, *row]).collect();
+    assert_eq!(shared, model.encode(&repeated, 1, Some(eps.view()), 1.0).unwrap());
 }
 
 #[test]
 fn what_the_model_cannot_read_is_refused() {
     let model = model(1);
     let encode = |condition: &[u32], sentence: &[u32]| {
-        model.encode(&[Row { condition, sentence }], None, 0.0).unwrap_err().to_string()
+        model.encode(&[Row { condition, sentence }], 1, None, 0.0).unwrap_err().to_string()
     };
     assert!(encode(&[], &[157]).contains("id 157 is outside the vocabulary of 157"));
     assert!(encode(&[], &[1; 41]).contains("41 tokens; this model reads at most 40"));

@@ -124,7 +124,7 @@ fn the_built_in_model_reconstructs_id_for_id() {
     let lines = std::fs::read_to_string(fixture("mini-zh/greedy.jsonl")).unwrap();
     let lines: Vec<Line> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
-    let found = Della::builtin().unwrap().reconstruct(&texts, &Options::greedy()).unwrap();
+    let found = Della::builtin().unwrap().reconstruct(texts, &Options::greedy()).unwrap();
     assert_eq!(found.len(), 100);
     for (found, line) in found.iter().zip(&lines) {
         assert_eq!((&found.ids, &found.new_ids), (&line.ids, &line.greedy), "{}", line.text);

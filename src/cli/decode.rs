@@ -1,20 +1,17 @@
 //! `della decode`: latents to sentences.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use della::generate::session::unwatched;
 use della::io::checkpoint::Checkpoint;
 use della::text::{Entity, training_condition_ids};
-use della::{Della, Error, Options, row_number};
-use ndarray::{Array3, ArrayView3, Axis};
+use della::{Della, Error, Options, Start};
+use ndarray::{Array3, ArrayView2, ArrayView3, Axis};
 use serde::{Deserialize, Serialize};
 
 use super::args::{DecodeArgs, ModelArgs};
-use super::input::{BadLine, Lines};
+use super::input::{BATCH, BadLine, Lines};
 use super::output::{Output, OutputArgs};
-
-/// Rows that are decoded together.
-const BATCH: usize = 256;
 
 /// Decode latents to sentences
 ///
@@ -36,6 +33,7 @@ pub struct Args {
 #[derive(Deserialize)]
 struct Record {
     id: Option<serde_json::Value>,
+    index: Option<u32>,
     #[serde(default)]
     entities: Vec<Entity>,
     layers: Vec<Layer>,
@@ -55,24 +53,27 @@ struct Object<'a> {
 
 /// A row that can be decoded.
 struct Row {
-    index: usize,
     id: serde_json::Value,
-    prefix: Vec<u32>,
+    start: Start,
     z: Vec<f32>,
+    /// Where it stands, for messages.
+    place: String,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let options = args.decode.options(Options::default())?;
     let della = args.model.open()?;
     if args.file.extension().is_some_and(|extension| extension == "safetensors") {
-        let z = read_tensor(&args.file, &della)?;
+        let (z, indices) = read_tensors(&args.file, &della)?;
         let mut output = args.output.open()?;
         let prefix = della.start(&[])?;
-        for start in (0..z.len_of(Axis(0))).step_by(BATCH) {
-            let rows = z.outer_iter().enumerate().skip(start).take(BATCH).map(|(index, z)| {
-                Ok(Row { index, id: index.into(), prefix: prefix.clone(), z: z.iter().copied().collect() })
-            });
-            decode(&della, rows.collect(), &options, &mut output)?;
+        for (z, indices) in z.axis_chunks_iter(Axis(0), BATCH).zip(indices.chunks(BATCH)) {
+            let row = |(z, &index): (ArrayView2<'_, f32>, &usize)| {
+                let start = Start { prefix: prefix.clone(), index, sample: 0 };
+                let place = format!("{}, row {index}", args.file.display());
+                Ok(Row { id: index.into(), start, z: z.iter().copied().collect(), place })
+            };
+            decode(&della, z.outer_iter().zip(indices).map(row).collect(), &options, &mut output)?;
         }
         return output.finish();
     }
@@ -87,7 +88,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-fn read_tensor(path: &Path, della: &Della) -> anyhow::Result<Array3<f32>> {
+/// `z`, and the number of each row.
+fn read_tensors(path: &Path, della: &Della) -> anyhow::Result<(Array3<f32>, Vec<usize>)> {
     let file = Checkpoint::open_as_is(path)?;
     let dims = &della.config().dims;
     let Some(shape) = file.get("z").map(|info| info.shape.clone()) else {
@@ -98,7 +100,15 @@ fn read_tensor(path: &Path, della: &Della) -> anyhow::Result<Array3<f32>> {
         let message = format!("z has shape {shape:?}; this model decodes (R, {}, {})", dims.layers, dims.latent);
         return Err(Error::format(path, message).into());
     }
-    Ok(Array3::from_shape_vec((shape[0], shape[1], shape[2]), file.read_f32("z")?)?)
+    let z = Array3::from_shape_vec((shape[0], shape[1], shape[2]), file.read_f32("z")?)?;
+    if file.get("index").is_none() {
+        return Ok((z, (0..shape[0]).collect()));
+    }
+    let number = |index: i64| u32::try_from(index).ok().map(|index| index as usize);
+    let indices: Option<Vec<usize>> = file.read_i64("index")?.into_iter().map(number).collect();
+    let indices = indices.filter(|indices| indices.len() == shape[0]);
+    let message = || format!("index does not hold a row number for each of the {} rows of z", shape[0]);
+    Ok((z, indices.ok_or_else(|| Error::format(path, message()))?))
 }
 
 /// A line's latents, checked against the model.
@@ -118,9 +128,10 @@ fn row(della: &Della, line: Result<super::input::Line, BadLine>) -> Result<Row, 
         true => training_condition_ids(della.tokenizer(), &record.entities).map_err(|e| line.bad(e))?,
         false => Vec::new(),
     };
-    let prefix = della.start(&condition).map_err(|e| line.bad(e))?;
-    let id = record.id.unwrap_or_else(|| line.index.into());
-    Ok(Row { index: line.index, id, prefix, z: record.layers.into_iter().flat_map(|layer| layer.z).collect() })
+    let index = record.index.map_or(line.index, |index| index as usize);
+    let start = Start { prefix: della.start(&condition).map_err(|e| line.bad(e))?, index, sample: 0 };
+    let z = record.layers.into_iter().flat_map(|layer| layer.z).collect();
+    Ok(Row { id: record.id.unwrap_or_else(|| line.index.into()), start, z, place: line.place })
 }
 
 fn decode(
@@ -133,18 +144,20 @@ fn decode(
     let good: Vec<&Row> = batch.iter().filter_map(|row| row.as_ref().ok()).collect();
     let z: Vec<f32> = good.iter().flat_map(|row| row.z.iter().copied()).collect();
     let z = ArrayView3::from_shape((good.len(), dims.layers, dims.latent), &z)?;
-    let prefixes: Vec<Vec<u32>> = good.iter().map(|row| row.prefix.clone()).collect();
-    let numbers: Vec<u64> = good.iter().map(|row| row_number(row.index, 0)).collect();
-    let ids = della.decode_ids(z, &prefixes, &numbers, options, &mut |_, _| ControlFlow::Continue(()))?;
-    let mut ids = ids.iter();
+    let starts: Vec<Start> = good.iter().map(|row| row.start.clone()).collect();
+    let mut results = della.decode_ids(z, &starts, options, &mut unwatched)?.into_iter();
     for row in &batch {
-        match row {
-            Err(bad) => output.bad_line(bad)?,
-            Ok(row) => {
-                let ids = ids.next().map_or(&[][..], Vec::as_slice);
-                let text = &della.text(ids, options)?;
+        let decoded = row.as_ref().map_err(BadLine::clone).and_then(|row| {
+            let result = results.next().expect("a result for each row");
+            let ids = result.map_err(|e| BadLine { id: row.id.clone(), message: format!("{}: {e}", row.place) })?;
+            Ok((row, ids))
+        });
+        match decoded {
+            Err(bad) => output.bad_line(&bad)?,
+            Ok((row, ids)) => {
+                let text = &della.text(&ids, options)?;
                 match output.json {
-                    true => output.object(&Object { id: &row.id, text, ids })?,
+                    true => output.object(&Object { id: &row.id, text, ids: &ids })?,
                     false => output.line(text)?,
                 }
             }

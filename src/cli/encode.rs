@@ -7,19 +7,20 @@ use anyhow::Context;
 use della::io::ElementType;
 use della::io::safetensors::{self, Existing, Header};
 use della::latent::Latents;
-use della::{Options, SentenceIds, row_number};
+use della::{Options, SentenceIds};
 use ndarray::{Array3, s};
 use serde::Serialize;
 
 use super::args::{DrawArgs, EncodeArgs, ModelArgs};
-use super::input::{InputArgs, Sentence, batches};
+use super::input::{BATCH, InputArgs, Sentence, batches, good};
 use super::output::OutputArgs;
 use super::{BadLines, Usage};
 
 /// Encode sentences to latents
 ///
 /// Prints one JSON object per sentence; with --output FILE.safetensors, one file with `z`, `mean`, `log_variance`,
-/// `prior_mean`, `prior_log_variance` (R, L, Z) and `kl` (R, L). `della decode` reads both.
+/// `prior_mean`, `prior_log_variance` (R, L, Z), `kl` (R, L) and `index` (R), the sentences' numbers. `della decode` reads
+/// both; a CVAE's latents are decoded with their entities, for which only JSONL has a place.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -37,6 +38,7 @@ pub struct Args {
 #[derive(Serialize)]
 struct Object<'a> {
     id: &'a serde_json::Value,
+    index: usize,
     text: &'a str,
     ids: &'a [u32],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -64,20 +66,24 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let input = args.input.open()?;
     let della = args.model.open()?;
-    if let Some(path) = tensors.filter(|path| path.exists()) {
-        return Err(della::Error::Exists(path.clone()).into());
+    if let Some(path) = tensors {
+        if path.symlink_metadata().is_ok() {
+            return Err(della::Error::Exists(path.clone()).into());
+        }
+        if della.config().dims.conditional {
+            let message = "--output: a safetensors file has no place for the entities of a CVAE; name a .jsonl file";
+            return Err(Usage(message.into()).into());
+        }
     }
     let mut output =
         OutputArgs { output: args.output.output.clone().filter(|_| tensors.is_none()), json: true }.open()?;
     let mut all: Option<Latents> = None;
-    let mut bad_lines = 0;
-    for batch in batches(&della, input, &options) {
-        let good: Vec<_> = batch.iter().filter_map(|item| item.as_ref().ok()).collect();
-        let rows: Vec<SentenceIds> = good.iter().map(|(_, ids)| ids.clone()).collect();
-        let numbers: Vec<u64> = good.iter().map(|(sentence, _)| row_number(sentence.index, 0)).collect();
+    let (mut indices, mut bad_lines) = (Vec::new(), 0);
+    for batch in batches(&della, input, &options, BATCH) {
+        let rows = good(&batch);
         let latents = match rows.is_empty() {
             true => None,
-            false => Some(della.encode_ids(&rows, &numbers, &options)?),
+            false => Some(della.encode_ids(&rows, 0..1, &options)?),
         };
         if tensors.is_some() {
             for bad in batch.iter().filter_map(|item| item.as_ref().err()) {
@@ -88,6 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 (Some(all), Some(latents)) => all.append(latents),
                 (all, latents) => *all = all.take().or(latents),
             }
+            indices.extend(rows.iter().map(|row| row.index as i64));
             continue;
         }
         let mut row = 0;
@@ -103,7 +110,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     if let Some(path) = tensors {
-        write_tensors(path, &all.context("no sentence could be encoded; no file was written")?)?;
+        write_tensors(path, &all.context("no sentence could be encoded; no file was written")?, &indices)?;
         return if bad_lines == 0 { Ok(()) } else { Err(BadLines(bad_lines).into()) };
     }
     output.finish()
@@ -125,7 +132,9 @@ fn object<'a>(
         kl: kl[l],
     };
     let layers = (0..kl.len()).map(layer).collect();
-    Ok(Object { id: &sentence.id, text: &sentence.text, ids: &ids.sentence, entities: &sentence.entities, kl, layers })
+    let (id, index) = (&sentence.id, sentence.index);
+    let della::Sentence { text, entities } = &sentence.sentence;
+    Ok(Object { id, index, text, ids: &ids.sentence, entities, kl, layers })
 }
 
 /// One latent of one row.
@@ -133,10 +142,12 @@ fn values(array: &Array3<f32>, row: usize, layer: usize) -> Vec<f32> {
     array.slice(s![row, layer, ..]).to_vec()
 }
 
-fn write_tensors(path: &Path, latents: &Latents) -> anyhow::Result<()> {
-    let mut tensors = vec![("z", latents.z.view().into_dyn())];
-    tensors.push(("prior_mean", latents.prior.mean.view().into_dyn()));
-    tensors.push(("prior_log_variance", latents.prior.log_variance.view().into_dyn()));
+fn write_tensors(path: &Path, latents: &Latents, indices: &[i64]) -> anyhow::Result<()> {
+    let mut tensors = vec![
+        ("z", latents.z.view().into_dyn()),
+        ("prior_mean", latents.prior.mean.view().into_dyn()),
+        ("prior_log_variance", latents.prior.log_variance.view().into_dyn()),
+    ];
     if let Some(posterior) = &latents.posterior {
         tensors.push(("mean", posterior.mean.view().into_dyn()));
         tensors.push(("log_variance", posterior.log_variance.view().into_dyn()));
@@ -144,12 +155,15 @@ fn write_tensors(path: &Path, latents: &Latents) -> anyhow::Result<()> {
     if let Some(kl) = &latents.kl {
         tensors.push(("kl", kl.view().into_dyn()));
     }
-    let headers: Vec<Header> = tensors
-        .iter()
-        .map(|(name, array)| Header { name: (*name).into(), dtype: ElementType::F32, shape: array.shape().to_vec() })
-        .collect();
+    let header = |name: &str, dtype, shape: &[usize]| Header { name: name.into(), dtype, shape: shape.to_vec() };
+    let mut headers: Vec<Header> =
+        tensors.iter().map(|(name, array)| header(name, ElementType::F32, array.shape())).collect();
+    headers.push(header("index", ElementType::I64, &[indices.len()]));
     safetensors::write(path, &[("format", "pt")], &headers, Existing::Refuse, |i| {
-        Ok(Cow::Owned(tensors[i].1.iter().flat_map(|x| x.to_le_bytes()).collect()))
+        Ok(Cow::Owned(match tensors.get(i) {
+            Some((_, array)) => array.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            None => indices.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }))
     })?;
     Ok(())
 }

@@ -1,15 +1,14 @@
 //! `della generate`: sentences of a conditional model about entities.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use della::text::{Entity, contains_all};
-use della::{Della, Options, row_number};
+use della::{Della, Options, SentenceIds};
 use serde::{Deserialize, Serialize};
 
 use super::Usage;
 use super::args::{DecodeArgs, ModelArgs};
-use super::input::{BadLine, Lines};
+use super::input::{Lines, sample_ranges};
 use super::output::{Output, OutputArgs};
 
 /// Write sentences about entities, with a conditional model (CVAE)
@@ -58,20 +57,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut output = args.output.open()?;
     let Some(path) = &args.file else {
-        let condition = della.condition(&args.entity)?;
+        let condition = della.condition(0, &args.entity)?;
         let record = Record { id: None, entities: args.entity.clone() };
-        write(&args, &della, &options, &mut output, 0, &record, condition)?;
+        write(&args, &della, &options, &mut output, &record, &condition)?;
         return output.finish();
     };
     for line in Lines::open(path)? {
         let record = line.and_then(|line| {
             let record: Record = line.json()?;
-            let condition = della.condition(&record.entities).map_err(|e| line.bad(e))?;
-            Ok((line.index, record, condition))
+            let condition = della.condition(line.index, &record.entities).map_err(|e| line.bad(e))?;
+            Ok((record, condition))
         });
         match record {
-            Ok((index, record, condition)) => write(&args, &della, &options, &mut output, index, &record, condition)?,
-            Err(bad @ BadLine { .. }) => output.bad_line(&bad)?,
+            Ok((record, condition)) => write(&args, &della, &options, &mut output, &record, &condition)?,
+            Err(bad) => output.bad_line(&bad)?,
         }
     }
     output.finish()
@@ -83,22 +82,22 @@ fn write(
     della: &Della,
     options: &Options,
     output: &mut Output,
-    index: usize,
     record: &Record,
-    condition: Vec<u32>,
+    condition: &SentenceIds,
 ) -> anyhow::Result<()> {
-    let n = usize::from(args.n);
-    let numbers: Vec<u64> = (0..n).map(|sample| row_number(index, sample)).collect();
-    let conditions = vec![condition; n];
-    let ids = della.generate_ids(&conditions, &numbers, options, &mut |_, _| ControlFlow::Continue(()))?;
-    let texts: Vec<String> = ids.iter().map(|ids| della.text(ids, options)).collect::<della::Result<_>>()?;
+    let mut texts = Vec::new();
+    for samples in sample_ranges(usize::from(args.n)) {
+        for ids in della.generate_ids(condition, samples, options)? {
+            texts.push(della.text(&ids?, options)?);
+        }
+    }
     let kept = texts
         .iter()
         .map(String::as_str)
         .filter(|text| !args.require_entities || contains_all(della.tokenizer(), text, &record.entities));
     let sentences: Vec<&str> = kept.collect();
     if output.json {
-        let id = record.id.clone().unwrap_or_else(|| index.into());
+        let id = record.id.clone().unwrap_or_else(|| condition.index.into());
         return output.object(&Object { id: &id, entities: &record.entities, sentences });
     }
     if args.file.is_some() {

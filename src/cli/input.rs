@@ -28,6 +28,9 @@ pub struct InputArgs {
     /// The input is JSONL, whatever its name
     #[arg(long, help_heading = "Input")]
     pub jsonl: bool,
+    /// Number of the first sentence; what is drawn for a sentence depends on its number and the seed alone
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Input")]
+    pub first_row: u32,
 }
 
 /// One sentence of the input.
@@ -37,12 +40,17 @@ pub struct Sentence {
     pub index: usize,
     /// Its name in the output: as given in JSONL, else its number.
     pub id: serde_json::Value,
-    /// The sentence.
-    pub text: String,
-    /// What it is conditioned on.
-    pub entities: Vec<Entity>,
+    /// The sentence, and what it is conditioned on.
+    pub sentence: della::Sentence,
     /// Where it stands, for messages.
     place: String,
+}
+
+impl Sentence {
+    /// This sentence cannot be used.
+    pub fn bad(&self, message: impl std::fmt::Display) -> BadLine {
+        BadLine { id: self.id.clone(), message: format!("{}: {message}", self.place) }
+    }
 }
 
 /// A line that cannot be used, and why.
@@ -66,15 +74,19 @@ impl InputArgs {
     /// Starts reading.
     pub fn open(&self) -> anyhow::Result<Box<dyn Iterator<Item = Result<Sentence, BadLine>>>> {
         let lines = self.lines()?;
+        if self.jsonl && self.path().is_none() {
+            return Err(Usage("--jsonl is for --file FILE and for -, not for sentences as arguments".into()).into());
+        }
         let jsonl = self.path().is_some_and(|path| self.jsonl || is_jsonl(path));
         Ok(Box::new(lines.map(move |line| {
             let line = line?;
             let (index, record) = (line.index, if jsonl { Some(line.json::<Record>()?) } else { None });
             let Line { text, place, .. } = line;
             Ok(match record {
-                None => Sentence { index, id: index.into(), text, entities: Vec::new(), place },
+                None => Sentence { index, id: index.into(), sentence: text.into(), place },
                 Some(Record { id, text, entities }) => {
-                    Sentence { index, id: id.unwrap_or_else(|| index.into()), text, entities, place }
+                    let id = id.unwrap_or_else(|| index.into());
+                    Sentence { index, id, sentence: della::Sentence { text, entities }, place }
                 }
             })
         })))
@@ -82,14 +94,17 @@ impl InputArgs {
 
     /// Starts reading lines as they are.
     pub fn lines(&self) -> anyhow::Result<Box<dyn Iterator<Item = Result<Line, BadLine>>>> {
+        let first = self.first_row as usize;
+        let numbered = move |line: Result<Line, BadLine>| line.map(|line| Line { index: first + line.index, ..line });
         if let Some(path) = self.path() {
-            return Ok(Box::new(Lines::open(path)?));
+            return Ok(Box::new(Lines::open(path)?.map(numbered)));
         }
         if self.sentences.is_empty() {
             return Err(Usage("nothing to read: give sentences, --file FILE, or - for standard input".into()).into());
         }
         let sentences = self.sentences.clone().into_iter().enumerate();
-        Ok(Box::new(sentences.map(|(index, text)| Ok(Line { index, text, place: format!("sentence {}", index + 1) }))))
+        let line = |(index, text)| Ok(Line { index, text, place: format!("sentence {}", index + 1) });
+        Ok(Box::new(sentences.map(line).map(numbered)))
     }
 
     /// The file that is read; `-` is standard input.
@@ -127,7 +142,8 @@ pub struct Line {
     pub index: usize,
     /// Its text.
     pub text: String,
-    place: String,
+    /// Where it stands, for messages.
+    pub place: String,
 }
 
 impl Line {
@@ -214,29 +230,35 @@ pub fn progress(bytes: u64) -> ProgressBar {
     ProgressBar::new(bytes).with_style(style)
 }
 
-/// Sentences that are worked on together.
-const BATCH: usize = 256;
+/// Rows that are worked on together: sentences, times samples of each.
+pub const BATCH: usize = 256;
 
 /// A sentence with its ids, or why there are none.
 pub type Prepared = Result<(Sentence, SentenceIds), BadLine>;
 
-/// Tokenises sentences and hands them out in batches, in order, the bad ones in their places.
+/// Tokenises sentences and hands them out in batches of at most `size`, in order, the bad ones in their places.
 pub fn batches(
     della: &Della,
     sentences: impl Iterator<Item = Result<Sentence, BadLine>>,
     options: &Options,
+    size: usize,
 ) -> impl Iterator<Item = Vec<Prepared>> {
     let mut prepared = sentences.map(move |sentence| {
         let sentence = sentence?;
-        match della.ids(&sentence.text, &sentence.entities, options.truncate) {
+        match della.ids(sentence.index, &sentence.sentence, options.truncate) {
             Ok(ids) => Ok((sentence, ids)),
-            Err(e) => {
-                let message = format!("{}: {e}", sentence.place);
-                Err(BadLine { id: sentence.id, message })
-            }
+            Err(e) => Err(sentence.bad(e)),
         }
     });
-    std::iter::from_fn(move || {
-        Some(prepared.by_ref().take(BATCH).collect::<Vec<_>>()).filter(|batch| !batch.is_empty())
-    })
+    std::iter::from_fn(move || Some(prepared.by_ref().take(size).collect::<Vec<_>>()).filter(|batch| !batch.is_empty()))
+}
+
+/// The ids of the good sentences of a batch.
+pub fn good(batch: &[Prepared]) -> Vec<SentenceIds> {
+    batch.iter().filter_map(|item| item.as_ref().ok()).map(|(_, ids)| ids.clone()).collect()
+}
+
+/// Divides sample numbers `0..n` into ranges of at most [`BATCH`].
+pub fn sample_ranges(n: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..n).step_by(BATCH).map(move |start| start..n.min(start + BATCH))
 }

@@ -1,7 +1,7 @@
 //! Results to standard output or to a new file, as text or as JSONL.
 
 use std::fs::File;
-use std::io::{BufWriter, Write, stdout};
+use std::io::{self, BufWriter, Write, stdout};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -25,13 +25,40 @@ impl OutputArgs {
     /// Opens the output; a file that exists is left alone.
     pub fn open(&self) -> anyhow::Result<Output> {
         let writer: Box<dyn Write> = match &self.output {
-            None => Box::new(stdout().lock()),
-            Some(path) => Box::new(BufWriter::new(File::create_new(path).map_err(|e| match e.kind() {
-                std::io::ErrorKind::AlreadyExists => della::Error::Exists(path.clone()),
-                _ => della::Error::io(path, e),
-            })?)),
+            None => Box::new(BufWriter::new(stdout().lock())),
+            Some(path) if path.symlink_metadata().is_ok() => return Err(della::Error::Exists(path.clone()).into()),
+            Some(path) => Box::new(BufWriter::new(NewFile { path: path.clone(), file: None })),
         };
         Ok(Output { writer, json: self.json, bad_lines: 0 })
+    }
+}
+
+/// A file that appears with its first bytes, so that a command that fails before leaves nothing behind.
+struct NewFile {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl NewFile {
+    fn file(&mut self) -> io::Result<&mut File> {
+        if self.file.is_none() {
+            self.file = Some(File::create_new(&self.path).map_err(|e| self.named(e))?);
+        }
+        Ok(self.file.as_mut().expect("it has just been made"))
+    }
+
+    fn named(&self, e: io::Error) -> io::Error {
+        io::Error::new(e.kind(), format!("{}: {e}", self.path.display()))
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file()?.write(bytes).map_err(|e| self.named(e))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file()?.flush().map_err(|e| self.named(e))
     }
 }
 
@@ -57,7 +84,8 @@ impl Output {
 
     /// Writes an object as a line.
     pub fn object(&mut self, object: &impl Serialize) -> anyhow::Result<()> {
-        serde_json::to_writer(&mut self.writer, object)?;
+        // as an I/O error, so that a reader who has left is known as such
+        serde_json::to_writer(&mut self.writer, object).map_err(io::Error::from)?;
         Ok(writeln!(self.writer)?)
     }
 

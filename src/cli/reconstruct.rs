@@ -1,13 +1,12 @@
 //! `della reconstruct`: sentences through the latents and back.
 
-use std::ops::ControlFlow;
-
+use della::generate::session::{Next, unwatched};
 use della::text::StreamDecoder;
-use della::{Della, Options, Reconstruction, SentenceIds, row_number};
+use della::{Della, Options, Reconstruction, Result};
 use serde::Serialize;
 
 use super::args::{DecodeArgs, EncodeArgs, ModelArgs};
-use super::input::{InputArgs, Sentence, batches};
+use super::input::{BATCH, BadLine, InputArgs, Sentence, batches, good, sample_ranges};
 use super::output::{Output, OutputArgs};
 
 /// Encode sentences and decode them again
@@ -62,23 +61,24 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return output.finish();
     }
     let n = usize::from(args.n);
-    for batch in batches(&della, input, &options) {
-        let good: Vec<_> = batch.iter().filter_map(|item| item.as_ref().ok()).collect();
-        let rows: Vec<SentenceIds> = good.iter().flat_map(|(_, ids)| vec![ids.clone(); n]).collect();
-        let numbers: Vec<u64> =
-            good.iter().flat_map(|(s, _)| (0..n).map(|sample| row_number(s.index, sample))).collect();
-        let mut results = match rows.is_empty() {
-            true => Vec::new(),
-            false => della.reconstruct_ids(&rows, &numbers, &options, &mut |_, _| ControlFlow::Continue(()))?,
+    for batch in batches(&della, input, &options, (BATCH / n).max(1)) {
+        let sentences = good(&batch);
+        let mut results: Vec<Vec<Result<Reconstruction>>> = sentences.iter().map(|_| Vec::new()).collect();
+        for samples in sample_ranges(if sentences.is_empty() { 0 } else { n }) {
+            let part = della.reconstruct_ids(&sentences, samples.clone(), &options, &mut unwatched)?;
+            let mut part = part.into_iter();
+            results.iter_mut().for_each(|result| result.extend(part.by_ref().take(samples.len())));
         }
-        .into_iter();
+        let mut results = results.into_iter();
         for item in &batch {
-            match item {
-                Err(bad) => output.bad_line(bad)?,
-                Ok((sentence, _)) => {
-                    let results: Vec<Reconstruction> = results.by_ref().take(n).collect();
-                    write(&mut output, sentence, &results)?;
-                }
+            let result = item.as_ref().map_err(BadLine::clone).and_then(|(sentence, _)| {
+                let results = results.next().unwrap_or_default();
+                let results = results.into_iter().collect::<Result<Vec<_>>>();
+                results.map(|results| (sentence, results)).map_err(|e| sentence.bad(e))
+            });
+            match result {
+                Ok((sentence, results)) => write(&mut output, sentence, &results)?,
+                Err(bad) => output.bad_line(&bad)?,
             }
         }
     }
@@ -87,26 +87,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// One sentence, token by token.
 fn stream(della: &Della, sentence: &Sentence, options: &Options, output: &mut Output) -> anyhow::Result<()> {
-    let ids = della.ids(&sentence.text, &sentence.entities, options.truncate)?;
+    let ids = della.ids(sentence.index, &sentence.sentence, options.truncate)?;
     let eos = della.config().eos;
     let mut decoder = StreamDecoder::new(della.tokenizer(), options.show);
     let mut failed = None;
-    let shown = della.reconstruct_ids(&[ids], &[row_number(0, 0)], options, &mut |_, id| {
+    let shown = della.reconstruct_ids(&[ids], 0..1, options, &mut |_, id| {
         if id == eos {
-            return ControlFlow::Continue(());
+            return Next::Continue;
         }
         match decoder.push(id).map_err(anyhow::Error::from).and_then(|text| output.piece(text)) {
-            Ok(()) => ControlFlow::Continue(()),
+            Ok(()) => Next::Continue,
             Err(e) => {
                 failed = Some(e);
-                ControlFlow::Break(())
+                Next::Cancel
             }
         }
     });
     if let Some(e) = failed {
         return Err(e);
     }
-    shown?;
+    shown?.into_iter().collect::<Result<Vec<_>>>()?;
     output.line("")
 }
 
@@ -122,6 +122,6 @@ fn write(output: &mut Output, sentence: &Sentence, results: &[Reconstruction]) -
             reconstructions_ids: several.iter().map(|result| result.new_ids.as_slice()).collect(),
         },
     };
-    let Sentence { id, text, .. } = sentence;
-    output.object(&Object { id, text, ids: &first.ids, back, kl: first.kl.to_vec() })
+    let text = &sentence.sentence.text;
+    output.object(&Object { id: &sentence.id, text, ids: &first.ids, back, kl: first.kl.to_vec() })
 }

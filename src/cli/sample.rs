@@ -1,15 +1,11 @@
 //! `della sample`: sentences from the prior.
 
-use std::ops::ControlFlow;
-
-use della::{Options, row_number};
+use della::Options;
 use serde::Serialize;
 
 use super::args::{DecodeArgs, ModelArgs};
+use super::input::sample_ranges;
 use super::output::OutputArgs;
-
-/// Sentences that are decoded together.
-const BATCH: usize = 256;
 
 /// Draw sentences from the prior
 ///
@@ -38,13 +34,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let options = args.decode.options(Options { latent_noise: Some(1.0), ..Options::default() })?;
     let della = args.model.open()?;
     let mut output = args.output.open()?;
-    let samples: Vec<usize> = (0..args.n as usize).collect();
-    for batch in samples.chunks(BATCH) {
-        let numbers: Vec<u64> = batch.iter().map(|&sample| row_number(0, sample)).collect();
-        let z = della.prior(&numbers, &options)?.z;
-        let prefixes = vec![della.start(&[])?; batch.len()];
-        let ids = della.decode_ids(z.view(), &prefixes, &numbers, &options, &mut |_, _| ControlFlow::Continue(()))?;
-        for (&id, ids) in batch.iter().zip(&ids) {
+    for samples in sample_ranges(args.n as usize) {
+        let rows = della.sample_prior_ids(samples.clone(), &options)?;
+        for (id, ids) in samples.zip(rows) {
+            let ids = &ids?;
             let text = &della.text(ids, &options)?;
             match output.json {
                 true => output.object(&Object { id, text, ids })?,

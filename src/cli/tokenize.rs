@@ -62,8 +62,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for sentence in sentences {
         match sentence {
             Ok(sentence) => {
-                let encoding = tokenizer.encode(&sentence.text)?;
-                output.object(&Object { text: &sentence.text, tokens: &encoding.tokens, ids: &encoding.ids })?;
+                let text = &sentence.sentence.text;
+                let encoding = tokenizer.encode(text)?;
+                output.object(&Object { text, tokens: &encoding.tokens, ids: &encoding.ids })?;
             }
             Err(bad) => output.bad_line(&bad)?,
         }

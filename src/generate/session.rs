@@ -4,9 +4,8 @@
 //! the others, so this changes nothing but the time.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 
-use ndarray::ArrayView3;
+use ndarray::{ArrayView2, ArrayView3, Axis};
 
 use super::sampler::{self, Sampler, Sampling};
 use crate::backend::{Backend, CacheRows, Spans};
@@ -14,8 +13,11 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::acts::StackActs;
 use crate::model::cache::Cache;
-use crate::model::stack::{Fusion, Tokens};
+use crate::model::stack::{Context, Fusion, Tokens};
 use crate::rng::{Rng, Stream};
+
+/// Tokens of prefixes that one step reads at most, if more than one row begins in it.
+const PREFIX_TOKENS: usize = 2048;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,99 +33,145 @@ pub enum Choice {
     },
 }
 
-/// Sequences to continue.
+/// A sequence to continue.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
-    /// `(R, L, Z)`: each row's latents.
-    pub z: ArrayView3<'a, f32>,
-    /// `R` prefixes, at least one token each.
-    pub prefixes: &'a [Vec<u32>],
-    /// `R` row numbers: a row's draws depend on the seed and on this number only.
-    pub rows: &'a [u64],
+    /// `(L, Z)`: its latents.
+    pub z: ArrayView2<'a, f32>,
+    /// Where it starts, at least one token.
+    pub prefix: &'a [u32],
+    /// Its draws depend on the seed and on this number only.
+    pub number: u64,
     /// How tokens are chosen.
     pub choice: Choice,
-    /// New tokens at most, `<EOS>` included. The model's positions may end a row earlier.
+    /// New tokens at most, `<EOS>` included. The model's positions may end the row earlier.
     pub max_length: usize,
-    /// Rows that run at the same time at most.
-    pub slots: usize,
+}
+
+/// What to do after a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Go on.
+    Continue,
+    /// This row has what it needs; the others go on.
+    EndRow,
+    /// Stop everything.
+    Cancel,
+}
+
+/// For `on_token`: nobody watches.
+pub fn unwatched(_row: usize, _token: u32) -> Next {
+    Next::Continue
 }
 
 /// A row that is running.
 struct Running {
     row: usize,
-    slot: u32,
+    slot: usize,
     /// Prefix and new tokens.
     ids: Vec<u32>,
     /// How many of them the cache holds.
     cached: usize,
+    chooser: Chooser,
 }
 
-/// Continues every row until `<EOS>`, which is included, or its limit; returns the new tokens.
+/// Continues every row until `<EOS>`, which is included, or its limit; at most `slots` rows run at the same time.
+/// Returns the new tokens of each row, or why it has none.
 ///
-/// `on_token` sees each new token with the index of its row, and may stop everything.
+/// `on_token` sees each new token with the index of its row, and may end the row or everything.
 ///
 /// # Errors
-/// [`Error::Cancelled`] if `on_token` breaks; [`Error::Input`] for a prefix or a setting out of range, and for logits
-/// that are not numbers.
+/// [`Error::Cancelled`] if `on_token` says so; [`Error::Unsupported`] if the device lacks memory for so many slots. A
+/// prefix or a setting that is out of range, and logits that are not numbers, end only their own row.
 pub fn generate<B: Backend>(
     model: &Model<B>,
-    request: &Request<'_>,
-    on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
-) -> Result<Vec<Vec<u32>>> {
-    check(model, request)?;
-    let rows = request.prefixes.len();
-    let mut session = Session::new(model, request)?;
-    let mut chooser = Chooser::new(&request.choice)?;
-    let mut outputs = vec![Vec::new(); rows];
-    let mut waiting: VecDeque<usize> = (0..rows).collect();
+    requests: &[Request<'_>],
+    slots: usize,
+    on_token: &mut dyn FnMut(usize, u32) -> Next,
+) -> Result<Vec<Result<Vec<u32>>>> {
+    let mut outputs: Vec<Result<Vec<u32>>> =
+        requests.iter().map(|request| check(model, request).map(|()| Vec::new())).collect();
+    let mut waiting: VecDeque<usize> = (0..requests.len()).filter(|&row| outputs[row].is_ok()).collect();
+    if waiting.is_empty() {
+        return Ok(outputs);
+    }
+    let most = |of: &dyn Fn(&Request<'_>) -> usize| waiting.iter().map(|&row| of(&requests[row])).max().unwrap_or(1);
+    let longest = most(&|request| request.prefix.len());
+    // the last token is never read back, so it needs no place in the cache
+    let capacity = most(&|request| request.prefix.len().saturating_add(request.max_length - 1));
+    let mut session = Session::new(model, slots.clamp(1, waiting.len()), longest, capacity)?;
     let mut running: Vec<Running> = Vec::new();
-    let mut free: Vec<u32> = (0..session.slots as u32).rev().collect();
     loop {
-        session.admit(request, &mut waiting, &mut running, &mut free);
+        session.admit(requests, &mut waiting, &mut running)?;
         if running.is_empty() {
             return Ok(outputs);
         }
         session.step(&mut running);
-        let mut ended = Vec::new();
-        for (i, (run, logits)) in running.iter_mut().zip(session.logits()).enumerate() {
-            let output = &mut outputs[run.row];
-            let token = chooser.choose(logits, &run.ids, request.rows[run.row], output.len())?;
-            output.push(token);
-            run.ids.push(token);
-            if on_token(run.row, token).is_break() {
-                return Err(Error::Cancelled);
+        let mut logits = session.host_logits.chunks_exact(model.config.dims.vocab);
+        let mut cancelled = false;
+        running.retain_mut(|run| {
+            if cancelled {
+                return true;
             }
-            let full = output.len() == request.max_length || run.ids.len() > session.cache.capacity;
-            if token == model.config.eos || full {
-                ended.push(i);
+            let (request, output) = (&requests[run.row], &mut outputs[run.row]);
+            let logits = logits.next().expect("every running row has logits");
+            let ended = run.advance(logits, request, output, on_token);
+            cancelled |= ended == Some(Next::Cancel);
+            let full = run.ids.len() > session.cache.capacity;
+            if ended.is_some() || full || run.ids.last() == Some(&model.config.eos) {
+                session.free.push(run.slot);
+                return false;
             }
-        }
-        for i in ended.into_iter().rev() {
-            free.push(running.remove(i).slot);
+            true
+        });
+        if cancelled {
+            return Err(Error::Cancelled);
         }
     }
 }
 
 fn check<B: Backend>(model: &Model<B>, request: &Request<'_>) -> Result<()> {
     let dims = &model.config.dims;
-    let rows = request.prefixes.len();
-    let shape = [rows, dims.layers, dims.latent];
+    let shape = [dims.layers, dims.latent];
     if request.z.shape() != shape {
         return Err(Error::input("z", format!("latents have shape {:?}; {shape:?} is needed", request.z.shape())));
     }
-    if request.rows.len() != rows {
-        return Err(Error::input("rows", format!("{} row numbers for {rows} prefixes", request.rows.len())));
+    if request.max_length == 0 {
+        return Err(Error::input("max_length", "0 new tokens are none; at least 1"));
     }
-    if request.max_length == 0 || request.slots == 0 {
-        return Err(Error::input("max_length, slots", "at least 1 each"));
+    if let Choice::Sample { sampling, .. } = &request.choice {
+        sampling.validate()?;
     }
-    for prefix in request.prefixes {
-        model.check_ids("prefix", prefix)?;
-    }
-    Ok(())
+    model.check_ids("prefix", request.prefix)
 }
 
-/// Chooses tokens as the request says.
+impl Running {
+    /// Chooses the next token; says why the row ends, if it does before `<EOS>`.
+    fn advance(
+        &mut self,
+        logits: &[f32],
+        request: &Request<'_>,
+        output: &mut Result<Vec<u32>>,
+        on_token: &mut dyn FnMut(usize, u32) -> Next,
+    ) -> Option<Next> {
+        let step = self.ids.len() - request.prefix.len();
+        let token = match self.chooser.choose(logits, &self.ids, request.number, step) {
+            Ok(token) => token,
+            Err(e) => {
+                *output = Err(e);
+                return Some(Next::EndRow);
+            }
+        };
+        self.ids.push(token);
+        if let Ok(output) = output {
+            output.push(token);
+        }
+        let next = on_token(self.row, token);
+        (next != Next::Continue || step + 1 == request.max_length).then_some(next)
+    }
+}
+
+/// Chooses tokens as a request says.
 enum Chooser {
     Greedy,
     Sample { sampler: Sampler, seed: u64 },
@@ -137,31 +185,35 @@ impl Chooser {
         })
     }
 
-    /// The token of row number `row` at `step`, after `ids`.
-    fn choose(&mut self, logits: &[f32], ids: &[u32], row: u64, step: usize) -> Result<u32> {
+    /// The token of row number `number` at `step`, after `ids`.
+    fn choose(&mut self, logits: &[f32], ids: &[u32], number: u64, step: usize) -> Result<u32> {
         match self {
             Chooser::Greedy => sampler::greedy(logits),
             Chooser::Sample { sampler, seed } => {
-                let draw = Rng::new(*seed, Stream::Token, row).uniform(step as u32);
+                let draw = Rng::new(*seed, Stream::Token, number).uniform(step as u32);
                 sampler.draw(logits, ids, draw)
             }
         }
     }
 }
 
-/// Device buffers of a running request.
+/// Device buffers of running rows.
 struct Session<'m, B: Backend> {
     model: &'m Model<B>,
+    /// Slots without a row.
+    free: Vec<usize>,
     slots: usize,
     /// Tokens of one step at most.
     budget: usize,
     acts: StackActs<B>,
     cache: Cache<B>,
+    /// `L` of `(slots, Z)`, on the host and on the device.
+    host_z: Vec<Vec<f32>>,
+    z: Vec<B::Real>,
+    /// `L` of `(slots, C)`.
     fusion: Fusion<B>,
     tokens: Tokens<B>,
     rows: CacheRows<B>,
-    /// Which row of the request, for its latents.
-    latents: B::Ids,
     /// The last token of each row in the step.
     last: B::Ids,
     last_hidden: B::Act,
@@ -170,21 +222,23 @@ struct Session<'m, B: Backend> {
 }
 
 impl<'m, B: Backend> Session<'m, B> {
-    fn new(model: &'m Model<B>, request: &Request<'_>) -> Result<Self> {
+    /// For prefixes of at most `longest` tokens and rows that need `capacity` places in the cache.
+    fn new(model: &'m Model<B>, slots: usize, longest: usize, capacity: usize) -> Result<Self> {
         let (backend, dims) = (&model.backend, &model.config.dims);
-        let slots = request.slots.min(request.prefixes.len()).max(1);
-        let longest = request.prefixes.iter().map(Vec::len).max().unwrap_or(1);
-        let budget = longest.max(slots);
-        // the last token is never read back, so it needs no place in the cache
-        let capacity = longest.saturating_add(request.max_length - 1).min(dims.positions);
-        let z = upload_latents(backend, request.z)?;
+        let capacity = capacity.min(dims.positions);
+        // room for every running row, and for several to begin
+        let budget = slots + longest.max(PREFIX_TOKENS.min(slots.saturating_mul(longest)));
+        let latents = || (0..dims.layers).map(|_| backend.real(slots * dims.latent)).collect::<Result<_>>();
         Ok(Session {
             model,
+            free: (0..slots).rev().collect(),
             slots,
             budget,
             acts: StackActs::new(backend, dims, budget)?,
             cache: Cache::new(backend, dims, slots, capacity)?,
-            fusion: model.fusion(&z, request.prefixes.len())?,
+            host_z: vec![vec![0.0; slots * dims.latent]; dims.layers],
+            z: latents()?,
+            fusion: model.fusion(slots)?,
             tokens: Tokens::new(backend, &vec![0; budget], &vec![0; budget])?,
             rows: CacheRows {
                 spans: Spans::new(backend, &vec![(0, 0); slots])?,
@@ -192,33 +246,44 @@ impl<'m, B: Backend> Session<'m, B> {
                 past: backend.ids(slots)?,
                 capacity,
             },
-            latents: backend.ids(slots)?,
             last: backend.ids(slots)?,
             last_hidden: backend.act(slots * dims.hidden)?,
             device_logits: backend.real(slots * dims.vocab)?,
-            host_logits: vec![0.0; slots * dims.vocab],
+            host_logits: Vec::new(),
         })
     }
 
     /// Starts waiting rows while a slot is free and their prefixes fit into the step.
     fn admit(
-        &self,
-        request: &Request<'_>,
+        &mut self,
+        requests: &[Request<'_>],
         waiting: &mut VecDeque<usize>,
         running: &mut Vec<Running>,
-        free: &mut Vec<u32>,
-    ) {
-        let mut tokens: usize = running.len();
+    ) -> Result<()> {
+        let before = running.len();
+        let mut tokens = before;
         while let Some(&row) = waiting.front() {
-            let prefix = &request.prefixes[row];
-            tokens += prefix.len();
+            let request = &requests[row];
+            tokens += request.prefix.len();
             if tokens > self.budget {
                 break;
             }
-            let Some(slot) = free.pop() else { break };
+            let Some(slot) = self.free.pop() else { break };
             waiting.pop_front();
-            running.push(Running { row, slot, ids: prefix.clone(), cached: 0 });
+            for (host, layer) in self.host_z.iter_mut().zip(request.z.outer_iter()) {
+                let width = layer.len();
+                host[slot * width..][..width].iter_mut().zip(layer).for_each(|(host, &z)| *host = z);
+            }
+            let chooser = Chooser::new(&request.choice)?;
+            running.push(Running { row, slot, ids: request.prefix.to_vec(), cached: 0, chooser });
         }
+        if running.len() > before {
+            for (z, host) in self.z.iter_mut().zip(&self.host_z) {
+                self.model.backend.write_real(z, host);
+            }
+            self.model.fusion_fwd(&mut self.fusion, &self.z, self.slots);
+        }
+        Ok(())
     }
 
     /// Runs the decoder over what the cache does not hold yet, and the head over each row's last token.
@@ -231,17 +296,16 @@ impl<'m, B: Backend> Session<'m, B> {
             positions.extend(run.cached as u32..run.ids.len() as u32);
             bounds.push((start, ids.len()));
         }
-        let each = |value: &dyn Fn(&Running) -> u32| running.iter().map(value).collect::<Vec<u32>>();
+        let each = |value: &dyn Fn(&Running) -> usize| running.iter().map(|run| value(run) as u32).collect::<Vec<_>>();
         self.tokens.set(backend, &ids, &positions);
         self.rows.spans.set(backend, &bounds);
         backend.write_ids(&mut self.rows.slots, &each(&|run| run.slot));
-        backend.write_ids(&mut self.rows.past, &each(&|run| run.cached as u32));
-        backend.write_ids(&mut self.latents, &each(&|run| run.row as u32));
+        backend.write_ids(&mut self.rows.past, &each(&|run| run.cached));
         let last: Vec<u32> = bounds.iter().map(|(_, end)| *end as u32 - 1).collect();
         backend.write_ids(&mut self.last, &last);
 
-        let Session { acts, cache, tokens, rows, fusion, latents, .. } = self;
-        self.model.decoder_cached_fwd(acts, cache, tokens, rows, fusion, latents);
+        let Session { acts, cache, tokens, rows, fusion, .. } = self;
+        self.model.decoder_fwd(acts, tokens, Context::Cached(cache, rows), fusion, &rows.slots);
         backend.gather_rows_fwd(&mut self.last_hidden, &self.acts.output, &self.last, running.len(), dims.hidden);
         backend.head_fwd(&mut self.device_logits, &self.last_hidden, &self.model.params.decoder.wte, running.len());
         self.host_logits.resize(running.len() * dims.vocab, 0.0);
@@ -250,14 +314,9 @@ impl<'m, B: Backend> Session<'m, B> {
             run.cached = run.ids.len();
         }
     }
-
-    /// The logits of each running row.
-    fn logits(&self) -> std::slice::ChunksExact<'_, f32> {
-        self.host_logits.chunks_exact(self.model.config.dims.vocab)
-    }
 }
 
 /// `(R, L, Z)` on the host to `L` of `(R, Z)` on the device.
 pub fn upload_latents<B: Backend>(backend: &B, z: ArrayView3<'_, f32>) -> Result<Vec<B::Real>> {
-    z.axis_iter(ndarray::Axis(1)).map(|layer| backend.real_from(&layer.iter().copied().collect::<Vec<_>>())).collect()
+    z.axis_iter(Axis(1)).map(|layer| backend.real_from(&layer.iter().copied().collect::<Vec<_>>())).collect()
 }

@@ -1,6 +1,6 @@
 //! Latents on the host: what encoding gives and decoding takes.
 
-use ndarray::{Array2, Array3, Axis, concatenate};
+use ndarray::{Array2, Array3, Axis};
 
 use crate::rng::{Rng, Stream};
 
@@ -42,13 +42,13 @@ impl Latents {
             posterior.append(more);
         }
         if let (Some(kl), Some(more)) = (&mut self.kl, other.kl) {
-            *kl = concatenate(Axis(0), &[kl.view(), more.view()]).expect("rows have the same layers");
+            kl.append(Axis(0), more.view()).expect("rows have the same layers");
         }
     }
 }
 
 fn append(array: &mut Array3<f32>, more: Array3<f32>) {
-    *array = concatenate(Axis(0), &[array.view(), more.view()]).expect("rows have the same layers and width");
+    array.append(Axis(0), more.view()).expect("rows have the same layers and width");
 }
 
 /// Where in a Gaussian the latents are taken.

@@ -85,6 +85,8 @@ pub struct ChainActs<B: Backend> {
     pub pooled: Vec<B::Real>,
     /// `L` of `(R, C)`: the pooled condition, empty without one.
     pub pooled_condition: Vec<B::Real>,
+    /// `(R, C)`: what was pooled last.
+    pub pooled_once: B::Real,
     /// `(N)`: softmax weights of the last pooling.
     pub scores: B::Real,
     /// `L` of `(R, Z)`: the chain's state before each layer.
@@ -113,6 +115,7 @@ impl<B: Backend> ChainActs<B> {
             rows,
             pooled: layers(dims.hidden)?,
             pooled_condition: if dims.conditional { layers(dims.hidden)? } else { Vec::new() },
+            pooled_once: backend.real(rows * dims.hidden)?,
             scores: backend.real(tokens)?,
             states: layers(dims.latent)?,
             state_in: backend.real(rows * dims.latent)?,

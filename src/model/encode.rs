@@ -66,23 +66,29 @@ impl<B: Backend> EncoderBatch<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Runs the encoder and fills `chain.pooled` and `chain.pooled_condition`; `read` sees each layer's hidden states.
+    /// Runs the encoder and fills `chain.pooled` and `chain.pooled_condition`, each row `samples` times, one after the
+    /// other; `read` sees each layer's hidden states.
     pub fn encode_fwd(
         &self,
         acts: &mut StackActs<B>,
         chain: &mut ChainActs<B>,
         batch: &EncoderBatch<B>,
+        samples: usize,
         read: &mut dyn FnMut(usize, &B::Act),
     ) {
-        let width = self.config.dims.hidden;
-        let ChainActs { pooled, pooled_condition, scores, .. } = chain;
+        let (backend, width) = (&self.backend, self.config.dims.hidden);
+        let ChainActs { pooled, pooled_condition, pooled_once, scores, .. } = chain;
         self.encoder_fwd(acts, &batch.tokens, &batch.spans, &mut |l, hidden| {
-            let w = &self.params.pooling[l];
+            let mut pool = |pooled: &mut B::Real, spans: &Spans<B>| {
+                backend.pool_fwd(pooled_once, scores, hidden, &self.params.pooling[l], spans, width);
+                // a row beside itself is the row several times
+                backend.concat_fwd(pooled, &vec![(&*pooled_once, width); samples], spans.rows);
+            };
             if let Some(spans) = &batch.conditions {
-                self.backend.pool_fwd(&mut pooled_condition[l], scores, hidden, w, spans, width);
+                pool(&mut pooled_condition[l], spans);
             }
             if let Some(spans) = &batch.sentences {
-                self.backend.pool_fwd(&mut pooled[l], scores, hidden, w, spans, width);
+                pool(&mut pooled[l], spans);
             }
             read(l, hidden);
         });

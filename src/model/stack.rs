@@ -32,6 +32,30 @@ impl<B: Backend> Tokens<B> {
     }
 }
 
+/// What the decoder's tokens may attend to.
+pub enum Context<'a, B: Backend> {
+    /// The tokens before them in their spans.
+    Spans(&'a Spans<B>),
+    /// What is cached of their rows too; they are added to the cache.
+    Cached(&'a mut Cache<B>, &'a CacheRows<B>),
+}
+
+impl<B: Backend> Context<'_, B> {
+    fn spans(&self) -> &Spans<B> {
+        match self {
+            Context::Spans(spans) => spans,
+            Context::Cached(_, rows) => &rows.spans,
+        }
+    }
+
+    fn layer(&mut self, l: usize) -> Attend<'_, B> {
+        match self {
+            Context::Spans(spans) => Attend::Spans(spans),
+            Context::Cached(cache, rows) => Attend::Cached(&mut cache.layers[l], rows),
+        }
+    }
+}
+
 /// Latents projected to the decoder's width, added before each block.
 pub struct Fusion<B: Backend> {
     /// `L` of `(R, C)`: `z_l W_embᵀ`.
@@ -61,13 +85,13 @@ impl<B: Backend> Model<B> {
         read(layers - 1, &acts.output);
     }
 
-    /// Runs the decoder over whole sequences; `acts.output` gets `ln_f` of the last block. `latents
-    /// (rows)` picks each row's latents in `fusion`.
+    /// Runs the decoder; `acts.output` gets `ln_f` of the last block. `latents (rows)` picks each row's latents in
+    /// `fusion`.
     pub fn decoder_fwd(
         &self,
         acts: &mut StackActs<B>,
         tokens: &Tokens<B>,
-        spans: &Spans<B>,
+        mut context: Context<'_, B>,
         fusion: &Fusion<B>,
         latents: &B::Ids,
     ) {
@@ -75,41 +99,24 @@ impl<B: Backend> Model<B> {
         self.embed_fwd(acts, params, tokens);
         for (l, block) in params.blocks.iter().enumerate() {
             let (h, out) = ping_pong(&mut acts.hidden, l);
-            self.backend.fuse_fwd(h, &fusion.layers[l], latents, spans, self.config.dims.hidden);
-            self.block_fwd(out, &mut acts.block, h, block, Attend::Spans(spans), tokens.count);
-        }
-        self.final_norm_fwd(acts, params, tokens.count);
-    }
-
-    /// Runs the decoder over new tokens of cached sequences; else as [`decoder_fwd`](Self::decoder_fwd).
-    pub fn decoder_cached_fwd(
-        &self,
-        acts: &mut StackActs<B>,
-        cache: &mut Cache<B>,
-        tokens: &Tokens<B>,
-        rows: &CacheRows<B>,
-        fusion: &Fusion<B>,
-        latents: &B::Ids,
-    ) {
-        let params = &self.params.decoder;
-        self.embed_fwd(acts, params, tokens);
-        for (l, block) in params.blocks.iter().enumerate() {
-            let (h, out) = ping_pong(&mut acts.hidden, l);
-            self.backend.fuse_fwd(h, &fusion.layers[l], latents, &rows.spans, self.config.dims.hidden);
-            let attend = Attend::Cached(&mut cache.layers[l], rows);
-            self.block_fwd(out, &mut acts.block, h, block, attend, tokens.count);
+            self.backend.fuse_fwd(h, &fusion.layers[l], latents, context.spans(), self.config.dims.hidden);
+            self.block_fwd(out, &mut acts.block, h, block, context.layer(l), tokens.count);
         }
         self.final_norm_fwd(acts, params, tokens.count);
     }
 
     /// Projects the latents of `rows` sequences; `z` is `L` of `(rows, Z)`.
-    pub fn fusion(&self, z: &[B::Real], rows: usize) -> Result<Fusion<B>> {
-        let project = |(z, w)| {
-            let mut e = self.backend.real(rows * self.config.dims.hidden)?;
-            self.backend.latent_linear_fwd(&mut e, z, w, rows, false);
-            Ok(e)
-        };
-        Ok(Fusion { layers: z.iter().zip(&self.params.fusion).map(project).collect::<Result<_>>()? })
+    pub fn fusion_fwd(&self, fusion: &mut Fusion<B>, z: &[B::Real], rows: usize) {
+        for ((e, z), w) in fusion.layers.iter_mut().zip(z).zip(&self.params.fusion) {
+            self.backend.latent_linear_fwd(e, z, w, rows, false);
+        }
+    }
+
+    /// A buffer for the projected latents of `rows` sequences.
+    pub fn fusion(&self, rows: usize) -> Result<Fusion<B>> {
+        let dims = &self.config.dims;
+        let layers = (0..dims.layers).map(|_| self.backend.real(rows * dims.hidden)).collect::<Result<_>>()?;
+        Ok(Fusion { layers })
     }
 
     /// `acts.hidden[0] = wte[ids] + wpe[positions]`.

@@ -5,6 +5,7 @@ use super::Model;
 use super::acts::{ChainActs, StackActs};
 use super::encode::{EncoderBatch, Row};
 use super::latent::{Drive, Noise};
+use super::stack::Context;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 
@@ -62,6 +63,11 @@ pub fn trace<B: Backend>(model: &Model<B>, case: &Inputs) -> Result<Tensors> {
 
 fn check<B: Backend>(model: &Model<B>, case: &Inputs) -> Result<()> {
     let dims = &model.config.dims;
+    let len = case.rows.first().map_or(0, Vec::len);
+    if case.rows.iter().any(|row| row.len() != len) || case.condition_len >= len {
+        let message = "rows of one length are needed, longer than their condition";
+        return Err(Error::input("inputs", message));
+    }
     if dims.conditional != (case.condition_len > 0) {
         let (found, needed) = if dims.conditional { ("lacks", "needs") } else { ("has", "takes no") };
         return Err(Error::input("cond_inputs", format!("the case {found} a condition, and this model {needed} one")));
@@ -118,7 +124,7 @@ impl<'a, B: Backend> Tracer<'a, B> {
         model.embed_fwd(&mut self.acts, &model.params.encoder, &self.batch.tokens);
         self.tensors.put("encoder_embedding", &shape, self.act(&self.acts.hidden[0], tokens * dims.hidden));
         let mut hidden = Vec::new();
-        model.encode_fwd(&mut self.acts, &mut self.chain, &self.batch, &mut |_, h| {
+        model.encode_fwd(&mut self.acts, &mut self.chain, &self.batch, 1, &mut |_, h| {
             let mut layer = vec![0.0; tokens * dims.hidden];
             model.backend.read_act(&mut layer, h);
             hidden.extend(layer);
@@ -161,7 +167,7 @@ impl<'a, B: Backend> Tracer<'a, B> {
         let conditions: Vec<Vec<u32>> = self.case.rows.iter().map(|r| r[..self.case.condition_len].to_vec()).collect();
         let rows: Vec<Row<'_>> = conditions.iter().map(|c| Row { condition: c, sentence: &[] }).collect();
         let batch = EncoderBatch::new(&model.backend, &rows, true)?;
-        model.encode_fwd(&mut self.acts, &mut self.chain, &batch, &mut |_, _| {});
+        model.encode_fwd(&mut self.acts, &mut self.chain, &batch, 1, &mut |_, _| {});
         let noise = Noise { eps: Some(&self.eps_prior), scale: 1.0 };
         model.chain_fwd(&mut self.chain, Drive::Prior, &noise, self.rows);
         self.put_chain("cond_prior_output", |chain| &chain.prior, 2 * latent);
@@ -190,11 +196,12 @@ impl<'a, B: Backend> Tracer<'a, B> {
     /// Logits of `rows` given the chain's latents.
     fn decode(&mut self, name: &str, rows: &[Vec<u32>]) -> Result<B::Real> {
         let (model, backend, dims) = (self.model, &self.model.backend, &self.model.config.dims);
-        let fusion = model.fusion(&self.chain.z, self.rows)?;
+        let mut fusion = model.fusion(self.rows)?;
+        model.fusion_fwd(&mut fusion, &self.chain.z, self.rows);
         let borrowed: Vec<Row<'_>> = rows.iter().map(|ids| Row { condition: &[], sentence: ids }).collect();
         let batch = EncoderBatch::new(backend, &borrowed, false)?;
         let latents = backend.ids_from(&(0..self.rows as u32).collect::<Vec<_>>())?;
-        model.decoder_fwd(&mut self.acts, &batch.tokens, &batch.spans, &fusion, &latents);
+        model.decoder_fwd(&mut self.acts, &batch.tokens, Context::Spans(&batch.spans), &fusion, &latents);
         let len = batch.tokens.count * dims.vocab;
         let mut logits = backend.real(len)?;
         backend.head_fwd(&mut logits, &self.acts.output, &model.params.decoder.wte, batch.tokens.count);

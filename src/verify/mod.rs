@@ -18,7 +18,7 @@ use case::{Case, GreedyCase};
 
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::generate::session::{Choice, Request};
+use crate::generate::session::{Choice, Request, unwatched};
 use crate::io::checkpoint::Checkpoint;
 use crate::latent::Latents;
 use crate::model::encode::Row;
@@ -52,19 +52,18 @@ fn greedy(engine: &dyn Engine, case: &GreedyCase) -> Result<Report> {
             false => Row { condition: &[], sentence: ids },
         })
         .collect();
-    let Latents { z, .. } = engine.encode(&rows, None, 0.0)?;
+    let Latents { z, .. } = engine.encode(&rows, 1, None, 0.0)?;
     let mut report = Report::default();
     for (b, wanted) in case.generated.iter().enumerate() {
         let prefix = if conditional { case.inputs[b].clone() } else { vec![config.bos] };
         let request = Request {
-            z: z.slice_axis(ndarray::Axis(0), (b..b + 1).into()),
-            prefixes: std::slice::from_ref(&prefix),
-            rows: &[0],
+            z: z.index_axis(ndarray::Axis(0), b),
+            prefix: &prefix,
+            number: 0,
             choice: Choice::Greedy,
             max_length: wanted.len().saturating_sub(prefix.len()).max(1),
-            slots: 1,
         };
-        let new = engine.generate(&request, &mut |_, _| std::ops::ControlFlow::Continue(()))?;
+        let new = engine.generate(&[request], 1, &mut unwatched)?.into_iter().collect::<Result<Vec<_>>>()?;
         report.push_ids(format!("generated.{b}"), &[prefix, new.concat()].concat(), wanted);
     }
     Ok(report)
