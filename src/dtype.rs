@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The type of activations and weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Dtype {
     /// Double precision: the reference device.
     F64,

@@ -3,6 +3,7 @@
 //! This is the only file that names the backends together.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::path::Path;
 
 use ndarray::{Array2, Array3, ArrayView3, Axis};
@@ -71,6 +72,7 @@ pub trait Engine: Send + Sync {
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Device {
     /// The fastest that is there.
     #[default]
@@ -79,6 +81,16 @@ pub enum Device {
     Reference,
     /// This machine's cores.
     Cpu,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Device::Auto => "auto",
+            Device::Reference => "reference",
+            Device::Cpu => "cpu",
+        })
+    }
 }
 
 /// Where and how a model runs.
@@ -129,7 +141,7 @@ fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> 
             let cpu = Cpu::new(cpu::Options { threads: options.threads, ..Default::default() }.or_env()?)?;
             load(cpu, config, checkpoint)
         }
-        (device, dtype) => Err(Error::Unsupported(format!("device {device:?} does not compute in {dtype}"))),
+        (device, dtype) => Err(Error::Unsupported(format!("the {device} device does not compute in {dtype}"))),
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write.
     #[error("{}: {source}", path.display())]

@@ -133,3 +133,67 @@ fn one_bad_sentence_is_a_failure() {
     let absent = dir.path("absent.txt");
     assert!(run(&["reconstruct", "--model", &model, "--file", &absent]).fails(1).contains("absent.txt: "));
 }
+
+/// What is drawn for a line depends on its number, whatever else is in the file.
+#[test]
+fn a_line_can_be_drawn_again_alone() {
+    let dir = Dir::new();
+    let model = dir.model("vae");
+    let lines = ["我不是", "你的家人", "我的家", "他们是"];
+    let file = dir.write("lines.txt", lines.join("\n"));
+    let common = ["--model", &model, "--latent", "sample", "--top-p", "1", "--temperature", "2", "--max-length", "12"];
+    let all = run(&[&["reconstruct", "--file", &file], &common[..]].concat()).ok();
+    for (i, line) in lines.iter().enumerate() {
+        let number = i.to_string();
+        let alone = run(&[&["reconstruct", line, "--first-row", &number], &common[..]].concat()).ok();
+        assert_eq!(alone.trim_end_matches('\n'), all.lines().nth(i).unwrap(), "line {i}");
+    }
+    let other = run(&[&["reconstruct", lines[2], "--first-row", "0"], &common[..]].concat()).ok();
+    assert_ne!(other.trim_end_matches('\n'), all.lines().nth(2).unwrap(), "nothing was drawn");
+}
+
+/// Latents that no decoder can use end their own line only.
+#[test]
+fn latents_that_overflow_are_a_bad_line() {
+    let dir = Dir::new();
+    let model = dir.model("vae");
+    let layers = |z: f32| json!({ "layers": vec![json!({ "z": vec![z; 12] }); 4] }).to_string();
+    let input = [layers(0.1), layers(3e38), layers(0.2)].join("\n");
+    let found = piped(&["decode", "-", "--model", &model, "--max-length", "5", "--json"], input);
+    let error = found.err.clone();
+    let objects = objects(&found.out);
+    assert_eq!((found.code, objects.len()), (1, 3), "{error}");
+    assert!(error.contains("standard input:2: ") && objects[1]["error"].is_string(), "{error}");
+    assert!(objects[0]["text"].is_string() && objects[2]["text"].is_string());
+}
+
+#[test]
+fn a_command_that_fails_early_leaves_no_file() {
+    let dir = Dir::new();
+    let model = dir.model("cvae");
+    let output = dir.path("out.safetensors");
+    let error = run(&["encode", "我", "--model", &model, "--output", &output]).fails(2);
+    assert!(error.contains("entities"), "{error}");
+    let output = dir.path("out.txt");
+    run(&["sample", "--model", &model, "--output", &output]).fails(1);
+    assert!(!Path::new(&output).exists());
+}
+
+/// A reader who has read enough is no error.
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    use std::process::Stdio;
+    let dir = Dir::new();
+    let model = dir.model("vae");
+    let sentences = vec!["我不是你的家人"; 64];
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_della"))
+        .args([&["encode", "--model", &model][..], &sentences].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
