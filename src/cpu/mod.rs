@@ -121,15 +121,15 @@ impl Storage for Cpu {
     type Weight = Weight;
 
     fn act(&self, len: usize) -> Result<Buffer<f32>> {
-        Ok(Buffer::zeroed(len))
+        Buffer::try_zeroed(len)
     }
 
     fn real(&self, len: usize) -> Result<Buffer<f32>> {
-        Ok(Buffer::zeroed(len))
+        Buffer::try_zeroed(len)
     }
 
     fn ids(&self, len: usize) -> Result<Buffer<u32>> {
-        Ok(Buffer::zeroed(len))
+        Buffer::try_zeroed(len)
     }
 
     fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Weight> {
@@ -137,11 +137,11 @@ impl Storage for Cpu {
         if matrix.rows.checked_mul(matrix.cols) != Some(found) {
             return Err(Error::input("matrix", format!("{} x {} has {found} values", matrix.rows, matrix.cols)));
         }
-        Ok(match role {
+        match role {
             Role::Table => Weight::table(matrix),
             Role::Linear => self.gemm.prepare(&self.pool, matrix, false),
             Role::Latent | Role::TiedTable => self.gemm.prepare(&self.pool, matrix, true),
-        })
+        }
     }
 
     fn write_act(&self, dst: &mut Buffer<f32>, src: &[f32]) {
@@ -171,6 +171,14 @@ impl Storage for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_memory_cannot_hold_is_an_error() {
+        let cpu = Cpu::new(Options { threads: Some(1), ..Options::default() }).unwrap();
+        let len = usize::MAX / 8;
+        let errors = [cpu.act(len).err(), cpu.real(len).err(), cpu.ids(len).err()];
+        assert!(errors.iter().all(|error| matches!(error, Some(Error::Unsupported(_)))), "{errors:?}");
+    }
 
     #[test]
     fn variables_fill_what_is_open() {

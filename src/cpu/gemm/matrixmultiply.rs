@@ -9,6 +9,7 @@ use crate::backend::Matrix;
 use crate::cpu::arch::Portable;
 use crate::cpu::parallel::{Pool, Tile};
 use crate::cpu::simd::Simd;
+use crate::error::Result;
 
 /// Rows and columns of a task.
 const BLOCK: (usize, usize) = (256, 256);
@@ -30,7 +31,7 @@ impl Gemm for MatrixMultiply {
         self.name
     }
 
-    fn prepare(&self, _pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Weight {
+    fn prepare(&self, _pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Result<Weight> {
         Weight::strided(matrix, transposed)
     }
 

@@ -30,7 +30,10 @@ pub trait Gemm: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Lays out a matrix stored `(in, out)`, or `(out, in)` if `transposed`.
-    fn prepare(&self, pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Weight;
+    ///
+    /// # Errors
+    /// There is no memory.
+    fn prepare(&self, pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Result<Weight>;
 
     /// `y = epilogue(x W)`; `y (rows, out)`, `x (rows, in)`, `w` prepared by the same implementation.
     ///
