@@ -22,7 +22,7 @@ use std::thread::available_parallelism;
 use crate::backend::{HostFloat, Matrix, Role, Storage};
 use crate::error::{Error, Result};
 use gemm::{Gemm, Weight};
-use parallel::Pool;
+use parallel::{MAX_THREADS, Pool};
 use simd::{Kernel, Token};
 
 /// How to run on the CPU; the default is to use all of it.
@@ -78,17 +78,17 @@ impl Cpu {
     /// Picks the fastest instruction set and matrix product that the options leave.
     ///
     /// # Errors
-    /// A matrix product that is unknown, or that needs more than the instruction set; no threads.
+    /// A matrix product that is unknown, or that needs more than the instruction set; no threads, or too many.
     pub fn new(options: Options) -> Result<Self> {
         let cap = options.isa_cap.unwrap_or(Isa::Avx512);
         let isa = Isa::available().filter(|isa| *isa <= cap).max().unwrap_or(Isa::Portable);
         let missing = || Error::Unsupported(format!("the processor lacks {isa}"));
-        let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
+        let available = || available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
         Ok(Cpu {
             isa,
             token: isa.token().ok_or_else(missing)?,
             gemm: gemm::select(options.gemm.as_deref(), isa)?,
-            pool: Pool::new(threads)?,
+            pool: Pool::new(options.threads.unwrap_or_else(available))?,
         })
     }
 

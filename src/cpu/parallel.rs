@@ -14,6 +14,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::cpu::buffer::Buffer;
 use crate::error::{Error, Result};
 
+/// More threads than this are a slip of the pen.
+pub const MAX_THREADS: usize = 1024;
+
 /// The calling thread and its helpers.
 pub struct Pool {
     /// All threads but the calling one; none if it works alone.
@@ -23,9 +26,12 @@ pub struct Pool {
 
 impl Pool {
     /// A pool of `threads` threads, the calling one included.
+    ///
+    /// # Errors
+    /// None, or more than [`MAX_THREADS`]; the system refuses to start them.
     pub fn new(threads: usize) -> Result<Self> {
-        if threads == 0 {
-            return Err(Error::input("threads", "0 threads cannot work; give at least 1"));
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(Error::input("threads", format!("{threads} is not a number from 1 to {MAX_THREADS}")));
         }
         let helpers = (threads > 1)
             .then(|| ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|i| format!("della-cpu-{}", i + 1)))
@@ -222,7 +228,14 @@ mod tests {
                 assert!(count.iter().enumerate().all(|(i, c)| *c == i as f32));
             }
         }
-        assert!(Pool::new(0).is_err());
+    }
+
+    #[test]
+    fn the_number_of_threads_is_bounded() {
+        for threads in [0, MAX_THREADS + 1, usize::MAX] {
+            let message = Pool::new(threads).err().unwrap().to_string();
+            assert!(message.contains(&format!("{threads} is not")) && message.contains("1 to 1024"), "{message}");
+        }
     }
 
     /// Rows after the first are within the pointer's reach: a wrong provenance shows under Miri.
