@@ -81,12 +81,13 @@ impl Cpu {
     /// A matrix product that is unknown, or that needs more than the instruction set; no threads, or too many.
     pub fn new(options: Options) -> Result<Self> {
         let cap = options.isa_cap.unwrap_or(Isa::Avx512);
-        let isa = Isa::available().filter(|isa| *isa <= cap).max().unwrap_or(Isa::Portable);
-        let missing = || Error::Unsupported(format!("the processor lacks {isa}"));
+        let mut allowed = Isa::ALL.into_iter().rev().filter(|isa| *isa <= cap);
+        let found = allowed.find_map(|isa| Some((isa, isa.token()?)));
+        let (isa, token) = found.expect("every processor has the portable instructions");
         let available = || available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
         Ok(Cpu {
             isa,
-            token: isa.token().ok_or_else(missing)?,
+            token,
             gemm: gemm::select(options.gemm.as_deref(), isa)?,
             pool: Pool::new(options.threads.unwrap_or_else(available))?,
         })

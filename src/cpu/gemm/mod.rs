@@ -11,8 +11,8 @@ mod matrixmultiply;
 mod panel;
 mod weight;
 
-pub use epilogue::Epilogue;
-pub use weight::Weight;
+pub(crate) use epilogue::Epilogue;
+pub(crate) use weight::Weight;
 
 use self::matrixmultiply::MatrixMultiply;
 use self::panel::Panel;
@@ -25,7 +25,7 @@ use crate::backend::Matrix;
 use crate::error::{Error, Result};
 
 /// A matrix product: its own layout of the weight, and its own way through it.
-pub trait Gemm: Send + Sync {
+pub(crate) trait Gemm: Send + Sync {
     /// The name in the registry.
     fn name(&self) -> &'static str;
 

@@ -163,7 +163,6 @@ struct Micro<'a, 'b, const M: usize> {
 impl<const M: usize> Kernel for Micro<'_, '_, M> {
     type Output = ();
 
-    #[allow(clippy::needless_range_loop)] // adapters of iterators may not be inlined
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Micro { tile, row, col, x, w, add } = self;
