@@ -20,7 +20,8 @@ pub trait LatentOps: Storage {
     /// `y = [part_1, part_2, …]` along the last axis; each part is `(rows, width)` with its own width.
     fn concat_fwd(&self, y: &mut Self::Real, parts: &[(&Self::Real, usize)], rows: usize);
 
-    /// `z = μ + scale · ε · exp(½ log σ²)`; `z`, `eps` `(rows, Z)`, `gaussian (rows, 2Z)` = `(μ, log σ²)`. No `eps`: `z = μ`.
+    /// `z = μ + scale · ε · exp(½ log σ²)`; `z`, `eps` `(rows, Z)`, `gaussian (rows, 2Z)` = `(μ, log σ²)`. Without
+    /// `eps`, or with scale 0, `z = μ` whatever the variance.
     fn reparameterize_fwd(
         &self,
         z: &mut Self::Real,

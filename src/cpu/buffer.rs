@@ -1,11 +1,13 @@
 //! Aligned, zeroed memory.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use bytemuck::Zeroable;
+
+use crate::error::{Error, Result};
 
 /// A cache line, and the widest vector.
 const ALIGN: usize = 64;
@@ -26,32 +28,50 @@ pub struct Buffer<T> {
 }
 
 impl<T: Copy + Zeroable> Buffer<T> {
-    /// A buffer of `len` zeros.
+    /// A buffer of `len` zeros, whose size the caller has bounded.
     ///
     /// # Panics
-    /// If the size overflows. Running out of memory ends the process, as for `Vec`.
-    pub fn zeroed(len: usize) -> Self {
+    /// There is no memory.
+    pub(super) fn zeroed(len: usize) -> Self {
+        Self::try_zeroed(len).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// A buffer of `len` zeros.
+    ///
+    /// # Errors
+    /// There is no memory. Where the system promises more than it has, that may show later, and end the process.
+    pub fn try_zeroed(len: usize) -> Result<Self> {
         const { assert!(align_of::<T>() <= ALLOCATOR_ALIGN) };
-        let bytes = len.checked_mul(size_of::<T>()).expect("buffer size overflows");
+        let bytes = len.saturating_mul(size_of::<T>());
         let align = if bytes >= HUGE { HUGE } else { ALIGN };
-        let size = bytes.checked_add(align).expect("buffer size overflows");
-        let layout = Layout::from_size_align(size, ALLOCATOR_ALIGN).expect("buffer size overflows");
+        let layout = Layout::from_size_align(bytes.saturating_add(align), ALLOCATOR_ALIGN).ok();
         // SAFETY: the layout's size is at least `ALIGN`, so not zero.
-        let Some(block) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        let block = layout.and_then(|layout| Some((NonNull::new(unsafe { alloc_zeroed(layout) })?, layout)));
+        let Some((block, layout)) = block else { return Err(no_memory(bytes)) };
         // SAFETY: the block is longer than `bytes` by `align`, so it has an aligned address with `bytes` behind it.
         let data = unsafe { block.add(block.align_offset(align)) };
         if bytes >= HUGE {
             advise_huge_pages(data, bytes);
         }
-        Buffer { data: data.cast(), len, block, layout }
+        Ok(Buffer { data: data.cast(), len, block, layout })
     }
 
     /// A buffer that holds `src`.
-    pub fn from_slice(src: &[T]) -> Self {
-        let mut buffer = Self::zeroed(src.len());
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn from_slice(src: &[T]) -> Result<Self> {
+        let mut buffer = Self::try_zeroed(src.len())?;
         buffer.copy_from_slice(src);
-        buffer
+        Ok(buffer)
     }
+}
+
+fn no_memory(bytes: usize) -> Error {
+    Error::Unsupported(format!(
+        "no memory for {:.1} GiB in one piece: take fewer rows at a time, a smaller maximal length, or a machine with more",
+        bytes as f64 / (1u64 << 30) as f64
+    ))
 }
 
 /// Asks for huge pages; that the system refuses is no error.
@@ -105,6 +125,16 @@ mod tests {
             buffer.fill(1.0);
             assert_eq!(buffer.iter().sum::<f32>(), len as f32);
         }
-        assert_eq!(*Buffer::from_slice(&[1u32, 2, 3]), [1, 2, 3]);
+        assert_eq!(*Buffer::from_slice(&[1u32, 2, 3]).unwrap(), [1, 2, 3]);
+    }
+
+    /// The number of bytes overflows, the layout does, and no address space is this large.
+    #[test]
+    fn what_memory_cannot_hold_is_an_error() {
+        let most = isize::MAX as usize;
+        for len in [usize::MAX, most / 4, (most - 4 * HUGE) / 4] {
+            let message = Buffer::<f32>::try_zeroed(len).err().unwrap().to_string();
+            assert!(message.contains("GiB") && message.contains("fewer rows"), "{message}");
+        }
     }
 }

@@ -22,7 +22,7 @@ use std::thread::available_parallelism;
 use crate::backend::{HostFloat, Matrix, Role, Storage};
 use crate::error::{Error, Result};
 use gemm::{Gemm, Weight};
-use parallel::Pool;
+use parallel::{MAX_THREADS, Pool};
 use simd::{Kernel, Token};
 
 /// How to run on the CPU; the default is to use all of it.
@@ -78,17 +78,18 @@ impl Cpu {
     /// Picks the fastest instruction set and matrix product that the options leave.
     ///
     /// # Errors
-    /// A matrix product that is unknown, or that needs more than the instruction set; no threads.
+    /// A matrix product that is unknown, or that needs more than the instruction set; no threads, or too many.
     pub fn new(options: Options) -> Result<Self> {
         let cap = options.isa_cap.unwrap_or(Isa::Avx512);
-        let isa = Isa::available().filter(|isa| *isa <= cap).max().unwrap_or(Isa::Portable);
-        let missing = || Error::Unsupported(format!("the processor lacks {isa}"));
-        let threads = options.threads.unwrap_or_else(|| available_parallelism().map_or(1, NonZero::get));
+        let mut allowed = Isa::ALL.into_iter().rev().filter(|isa| *isa <= cap);
+        let found = allowed.find_map(|isa| Some((isa, isa.token()?)));
+        let (isa, token) = found.expect("every processor has the portable instructions");
+        let available = || available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
         Ok(Cpu {
             isa,
-            token: isa.token().ok_or_else(missing)?,
+            token,
             gemm: gemm::select(options.gemm.as_deref(), isa)?,
-            pool: Pool::new(threads)?,
+            pool: Pool::new(options.threads.unwrap_or_else(available))?,
         })
     }
 
@@ -121,15 +122,15 @@ impl Storage for Cpu {
     type Weight = Weight;
 
     fn act(&self, len: usize) -> Result<Buffer<f32>> {
-        Ok(Buffer::zeroed(len))
+        Buffer::try_zeroed(len)
     }
 
     fn real(&self, len: usize) -> Result<Buffer<f32>> {
-        Ok(Buffer::zeroed(len))
+        Buffer::try_zeroed(len)
     }
 
     fn ids(&self, len: usize) -> Result<Buffer<u32>> {
-        Ok(Buffer::zeroed(len))
+        Buffer::try_zeroed(len)
     }
 
     fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Weight> {
@@ -137,11 +138,11 @@ impl Storage for Cpu {
         if matrix.rows.checked_mul(matrix.cols) != Some(found) {
             return Err(Error::input("matrix", format!("{} x {} has {found} values", matrix.rows, matrix.cols)));
         }
-        Ok(match role {
+        match role {
             Role::Table => Weight::table(matrix),
             Role::Linear => self.gemm.prepare(&self.pool, matrix, false),
             Role::Latent | Role::TiedTable => self.gemm.prepare(&self.pool, matrix, true),
-        })
+        }
     }
 
     fn write_act(&self, dst: &mut Buffer<f32>, src: &[f32]) {
@@ -171,6 +172,14 @@ impl Storage for Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_memory_cannot_hold_is_an_error() {
+        let cpu = Cpu::new(Options { threads: Some(1), ..Options::default() }).unwrap();
+        let len = usize::MAX / 8;
+        let errors = [cpu.act(len).err(), cpu.real(len).err(), cpu.ids(len).err()];
+        assert!(errors.iter().all(|error| matches!(error, Some(Error::Unsupported(_)))), "{errors:?}");
+    }
 
     #[test]
     fn variables_fill_what_is_open() {

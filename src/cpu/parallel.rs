@@ -14,6 +14,9 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::cpu::buffer::Buffer;
 use crate::error::{Error, Result};
 
+/// More threads than this are a slip of the pen.
+pub const MAX_THREADS: usize = 1024;
+
 /// The calling thread and its helpers.
 pub struct Pool {
     /// All threads but the calling one; none if it works alone.
@@ -23,9 +26,12 @@ pub struct Pool {
 
 impl Pool {
     /// A pool of `threads` threads, the calling one included.
+    ///
+    /// # Errors
+    /// None, or more than [`MAX_THREADS`]; the system refuses to start them.
     pub fn new(threads: usize) -> Result<Self> {
-        if threads == 0 {
-            return Err(Error::input("threads", "0 threads cannot work; give at least 1"));
+        if !(1..=MAX_THREADS).contains(&threads) {
+            return Err(Error::input("threads", format!("{threads} is not a number from 1 to {MAX_THREADS}")));
         }
         let helpers = (threads > 1)
             .then(|| ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|i| format!("della-cpu-{}", i + 1)))
@@ -137,10 +143,14 @@ impl Tile<'_> {
         unsafe { self.data.get(row * self.stride + cols.start..row * self.stride + cols.end) }
     }
 
-    /// The first element and the distance between rows, for code that takes pointers.
+    /// The first element and the distance between rows, for code that takes pointers; the pointer reaches every row.
     pub fn as_mut_ptr(&mut self) -> (*mut f32, usize) {
-        let (first, cols) = (self.rows.start, self.cols());
-        (self.part(first, cols).as_mut_ptr(), self.stride)
+        let start = self.rows.start * self.stride + self.cols.start;
+        let end = (self.rows.end - 1) * self.stride + self.cols.end;
+        assert!(start <= end && end <= self.data.len);
+        // Not from `row`: a pointer into a slice may not leave that slice.
+        // SAFETY: `start` was just found to lie inside the matrix that `data` points to.
+        (unsafe { self.data.data.add(start) }, self.stride)
     }
 }
 
@@ -151,7 +161,8 @@ struct Shared<'a> {
     lifetime: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it only passes on parts of a `&mut [f32]`, which is `Send`; `get` demands that they be disjoint.
+// SAFETY: it only passes on parts of a `&mut [f32]`, which is `Send`; `get` demands that they be disjoint, and whoever
+// writes through `Tile::as_mut_ptr` keeps to a tile, of which no two share an element.
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
@@ -217,7 +228,30 @@ mod tests {
                 assert!(count.iter().enumerate().all(|(i, c)| *c == i as f32));
             }
         }
-        assert!(Pool::new(0).is_err());
+    }
+
+    #[test]
+    fn the_number_of_threads_is_bounded() {
+        for threads in [0, MAX_THREADS + 1, usize::MAX] {
+            let message = Pool::new(threads).err().unwrap().to_string();
+            assert!(message.contains(&format!("{threads} is not")) && message.contains("1 to 1024"), "{message}");
+        }
+    }
+
+    /// Rows after the first are within the pointer's reach: a wrong provenance shows under Miri.
+    #[test]
+    fn a_tiles_pointer_reaches_all_its_rows() {
+        let (rows, cols) = (7, 5);
+        let mut y = vec![0.0; rows * cols];
+        Pool::new(2).unwrap().tiles(&mut y, (rows, cols), (3, 2), |mut tile| {
+            let (height, width) = (tile.rows().len(), tile.cols().len());
+            let (first, stride) = tile.as_mut_ptr();
+            for (row, col) in (0..height).flat_map(|row| (0..width).map(move |col| (row, col))) {
+                // SAFETY: the element is in the tile, which is this task's alone.
+                unsafe { *first.add(row * stride + col) += 1.0 };
+            }
+        });
+        assert_eq!(y, [1.0; 35]);
     }
 
     #[test]

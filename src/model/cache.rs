@@ -2,7 +2,7 @@
 
 use crate::backend::Backend;
 use crate::dims::Dims;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// One layer's cache.
 pub struct LayerCache<B: Backend> {
@@ -22,8 +22,15 @@ pub struct Cache<B: Backend> {
 
 impl<B: Backend> Cache<B> {
     /// An empty cache.
+    ///
+    /// # Errors
+    /// There is no memory for it.
     pub fn new(backend: &B, dims: &Dims, slots: usize, capacity: usize) -> Result<Self> {
-        let len = slots * capacity * dims.hidden;
+        let len = slots.checked_mul(capacity).and_then(|tokens| tokens.checked_mul(dims.hidden)).ok_or_else(|| {
+            Error::Unsupported(format!(
+                "no memory to cache {capacity} tokens of {slots} rows: take fewer rows at a time or a smaller maximal length"
+            ))
+        })?;
         let layers = (0..dims.layers)
             .map(|_| Ok(LayerCache { keys: backend.act(len)?, values: backend.act(len)? }))
             .collect::<Result<_>>()?;

@@ -56,9 +56,13 @@ impl LatentOps for Reference {
         let gaussian = view(gaussian, rows, 2 * latent);
         for row in 0..rows {
             for i in 0..latent {
-                let noise = eps.map_or(0.0, |eps| eps[row * latent + i]);
                 let deviation = (0.5 * gaussian[(row, latent + i)]).exp();
-                z[row * latent + i] = gaussian[(row, i)] + noise * deviation * f64::from(scale);
+                let noise = match eps {
+                    // a deviation may overflow, and 0 · ∞ is not 0
+                    Some(eps) if scale != 0.0 => eps[row * latent + i] * deviation * f64::from(scale),
+                    _ => 0.0,
+                };
+                z[row * latent + i] = gaussian[(row, i)] + noise;
             }
         }
     }

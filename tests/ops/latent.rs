@@ -52,12 +52,17 @@ impl Op for Draw {
             b.reparameterize_fwd(&mut z, &gaussian, eps, scale, rows, latent);
             read(b, &z, len)
         };
+        let mut boundless = normal(18, 2 * len);
+        boundless.chunks_exact_mut(2 * latent).for_each(|row| row[latent..].fill(1500.0));
+        let mut mean_of_boundless = stale(b, len);
+        b.reparameterize_fwd(&mut mean_of_boundless, &real(b, &boundless), Some(&eps), 0.0, rows, latent);
         let mut tanh = stale(b, 2 * len);
         b.tanh_fwd(&mut tanh, &gaussian, 2 * len);
         vec![
             ("sample", draw(Some(&eps), 0.7)),
             ("mean", draw(None, 1.0)),
             ("without noise", draw(Some(&eps), 0.0)),
+            ("mean of what has no bounds", read(b, &mean_of_boundless, len)),
             ("tanh", read(b, &tanh, 2 * len)),
         ]
     }

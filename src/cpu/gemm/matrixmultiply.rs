@@ -9,6 +9,7 @@ use crate::backend::Matrix;
 use crate::cpu::arch::Portable;
 use crate::cpu::parallel::{Pool, Tile};
 use crate::cpu::simd::Simd;
+use crate::error::Result;
 
 /// Rows and columns of a task.
 const BLOCK: (usize, usize) = (256, 256);
@@ -30,7 +31,7 @@ impl Gemm for MatrixMultiply {
         self.name
     }
 
-    fn prepare(&self, _pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Weight {
+    fn prepare(&self, _pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Result<Weight> {
         Weight::strided(matrix, transposed)
     }
 
@@ -51,8 +52,8 @@ fn sgemm(tile: &mut Tile<'_>, x: &[f32], w: &Weight, beta: f32) {
     let x = &x[rows.start * w.inputs..rows.end * w.inputs];
     assert!(cols.end <= w.outputs && data.len() == w.inputs * w.outputs);
     let (y, stride) = tile.as_mut_ptr();
-    // SAFETY: `y` points to a tile that is ours alone, of `rows` by `cols` elements `stride` apart; `x` was cut to `rows` rows
-    // of `w.inputs`; `data` is the whole matrix with the strides its layout says, and `cols` lies inside it.
+    // SAFETY: `y` may reach all of a tile that is ours alone, `rows` by `cols` with rows `stride` apart; `x` was cut to `rows`
+    // rows of `w.inputs`; `data` is the whole matrix with the strides its layout says, and `cols` lies inside it.
     unsafe {
         matrixmultiply::sgemm(
             rows.len(),

@@ -11,8 +11,8 @@ mod matrixmultiply;
 mod panel;
 mod weight;
 
-pub use epilogue::Epilogue;
-pub use weight::Weight;
+pub(crate) use epilogue::Epilogue;
+pub(crate) use weight::Weight;
 
 use self::matrixmultiply::MatrixMultiply;
 use self::panel::Panel;
@@ -25,12 +25,15 @@ use crate::backend::Matrix;
 use crate::error::{Error, Result};
 
 /// A matrix product: its own layout of the weight, and its own way through it.
-pub trait Gemm: Send + Sync {
+pub(crate) trait Gemm: Send + Sync {
     /// The name in the registry.
     fn name(&self) -> &'static str;
 
     /// Lays out a matrix stored `(in, out)`, or `(out, in)` if `transposed`.
-    fn prepare(&self, pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Weight;
+    ///
+    /// # Errors
+    /// There is no memory.
+    fn prepare(&self, pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Result<Weight>;
 
     /// `y = epilogue(x W)`; `y (rows, out)`, `x (rows, in)`, `w` prepared by the same implementation.
     ///

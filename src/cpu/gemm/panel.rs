@@ -15,6 +15,7 @@ use super::{Epilogue, Gemm, Weight};
 use crate::backend::Matrix;
 use crate::cpu::parallel::{Pool, Tile, with_scratch};
 use crate::cpu::simd::{Kernel, Simd};
+use crate::error::Result;
 
 /// Inputs of a pass, chosen so that a piece of a panel stays in the first-level cache.
 const DEPTH: usize = 256;
@@ -104,7 +105,7 @@ impl<S: Simd> Gemm for Panel<S> {
         self.name
     }
 
-    fn prepare(&self, pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Weight {
+    fn prepare(&self, pool: &Pool, matrix: Matrix<'_>, transposed: bool) -> Result<Weight> {
         Weight::panels(pool, matrix, transposed, Self::WIDTH)
     }
 
@@ -162,7 +163,6 @@ struct Micro<'a, 'b, const M: usize> {
 impl<const M: usize> Kernel for Micro<'_, '_, M> {
     type Output = ();
 
-    #[allow(clippy::needless_range_loop)] // adapters of iterators may not be inlined
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Micro { tile, row, col, x, w, add } = self;

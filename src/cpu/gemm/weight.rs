@@ -3,6 +3,7 @@
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::Pool;
+use crate::error::Result;
 
 /// A matrix of parameters `W (in, out)`, laid out for one implementation of the matrix product.
 pub struct Weight {
@@ -26,26 +27,26 @@ enum Layout {
 
 impl Weight {
     /// Keeps a table as it is stored: a row of the table is an output.
-    pub fn table(matrix: Matrix<'_>) -> Self {
+    pub fn table(matrix: Matrix<'_>) -> Result<Self> {
         Self::strided(matrix, true)
     }
 
     /// Keeps a matrix as it is stored.
-    pub(super) fn strided(matrix: Matrix<'_>, transposed: bool) -> Self {
+    pub(super) fn strided(matrix: Matrix<'_>, transposed: bool) -> Result<Self> {
         let (inputs, outputs) = sizes(matrix, transposed);
         let layout = if transposed {
             Layout::Strided { inputs: 1, outputs: inputs }
         } else {
             Layout::Strided { inputs: outputs, outputs: 1 }
         };
-        Weight { data: Buffer::from_slice(matrix.data), layout, inputs, outputs }
+        Ok(Weight { data: Buffer::from_slice(matrix.data)?, layout, inputs, outputs })
     }
 
     /// Packs a matrix into panels of `width` outputs.
-    pub(super) fn panels(pool: &Pool, matrix: Matrix<'_>, transposed: bool, width: usize) -> Self {
+    pub(super) fn panels(pool: &Pool, matrix: Matrix<'_>, transposed: bool, width: usize) -> Result<Self> {
         let (inputs, outputs) = sizes(matrix, transposed);
-        let (panels, panel_len) = (outputs.div_ceil(width), inputs * width);
-        let mut data = Buffer::zeroed(panels * panel_len);
+        let (panels, panel_len) = (outputs.div_ceil(width), inputs.saturating_mul(width));
+        let mut data = Buffer::try_zeroed(panels.saturating_mul(panel_len))?;
         pool.rows(panels, 1, [(&mut data, panel_len)], |panel, [packed]| {
             let first = panel * width;
             let count = width.min(outputs - first);
@@ -62,7 +63,7 @@ impl Weight {
                 }
             }
         });
-        Weight { data, layout: Layout::Panels { width }, inputs, outputs }
+        Ok(Weight { data, layout: Layout::Panels { width }, inputs, outputs })
     }
 
     /// `in`, the width of a row of the table.
@@ -121,8 +122,8 @@ mod tests {
             let matrix = Matrix { data: &data, rows, cols };
             for transposed in [false, true] {
                 let (inputs, outputs) = sizes(matrix, transposed);
-                let panels = Weight::panels(&pool, matrix, transposed, width);
-                let strided = Weight::strided(matrix, transposed);
+                let panels = Weight::panels(&pool, matrix, transposed, width).unwrap();
+                let strided = Weight::strided(matrix, transposed).unwrap();
                 for n in 0..outputs {
                     let at = |k| if transposed { data[n * cols + k] } else { data[k * cols + n] };
                     let expected: Vec<f32> = (0..inputs).map(at).collect();

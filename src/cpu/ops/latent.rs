@@ -54,7 +54,8 @@ impl LatentOps for Cpu {
         for row in 0..rows {
             let z = &mut z[row * latent..][..latent];
             let (mean, log_var) = gaussian[row * 2 * latent..][..2 * latent].split_at(latent);
-            match eps {
+            // A deviation may overflow, and 0 · ∞ is not 0.
+            match eps.filter(|_| scale != 0.0) {
                 None => z.copy_from_slice(mean),
                 Some(eps) => self.run(Sample { z, mean, log_var, eps: &eps[row * latent..][..latent], scale }),
             }

@@ -51,7 +51,9 @@ fn exp_tail<S: Simd>(s: S, x: S::F32) -> S::F32 {
 #[inline(always)]
 pub fn exp_excess<S: Simd>(s: S, x: S::F32) -> S::F32 {
     let near = s.lt(s.copysign(x, s.splat(1.0)), s.splat(0.34));
-    let far = s.sub(s.sub(exp(s, x), s.splat(1.0)), x);
+    // Finite, as ∞ − ∞ would be NaN; the operand order lets NaN through.
+    let finite = s.min(s.splat(f32::MAX), x);
+    let far = s.sub(s.sub(exp(s, finite), s.splat(1.0)), finite);
     s.select(near, exp_tail(s, x), far)
 }
 
@@ -78,6 +80,8 @@ pub fn tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
 pub fn gelu<S: Simd>(s: S, x: S::F32) -> S::F32 {
     const LINEAR: f32 = -1.595_769_121_605_731; // −2 √(2/π)
     let cubic = s.splat(LINEAR * 0.044_715);
+    // Finite, as −∞/∞ would be NaN; the operand order lets NaN through.
+    let x = s.max(s.splat(f32::MIN), x);
     let t = s.mul(x, s.fma(s.mul(x, x), cubic, s.splat(LINEAR)));
     s.div(x, s.add(s.splat(1.0), exp(s, t)))
 }
@@ -248,7 +252,8 @@ mod tests {
         let table: &[(Function, &[(f32, f32)])] = &[
             (Function::Exp, &[(INF, INF), (-INF, 0.0), (88.8, INF), (-104.0, 0.0), (0.0, 1.0), (-103.2, 1e-45)]),
             (Function::Tanh, &[(INF, 1.0), (-INF, -1.0), (0.0, 0.0), (-0.0, -0.0), (1e-45, 1e-45)]),
-            (Function::Gelu, &[(INF, INF), (-100.0, -0.0), (0.0, 0.0), (-0.0, -0.0), (1e20, 1e20)]),
+            (Function::ExpExcess, &[(INF, INF), (-INF, INF), (f32::MAX, INF), (0.0, 0.0), (-0.0, 0.0)]),
+            (Function::Gelu, &[(INF, INF), (-INF, -0.0), (-100.0, -0.0), (0.0, 0.0), (-0.0, -0.0), (1e20, 1e20)]),
             (Function::Log, &[(0.0, -INF), (-0.0, -INF), (INF, INF), (1.0, 0.0), (1e-45, -103.278_93)]),
         ];
         for (function, cases) in table {
