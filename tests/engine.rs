@@ -1,6 +1,5 @@
 //! Requests to a model: what a row gives depends on the row alone, however it is computed.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use della::backend::{CacheRows, Spans, Storage};
@@ -8,21 +7,28 @@ use della::cpu::{Cpu, Options};
 use della::engine::Engine;
 use della::generate::Sampling;
 use della::generate::session::{Choice, Next, Request, generate, unwatched, upload_latents};
-use della::io::checkpoint::Checkpoint;
+use della::model::Model;
 use della::model::acts::StackActs;
 use della::model::cache::Cache;
 use della::model::encode::Row;
 use della::model::stack::{Context, Tokens};
-use della::model::{Config, Model};
 use della::rng::{Rng, Stream};
 use ndarray::{Array3, Axis, s};
 
+use crate::util;
+use crate::util::op::{cpus, name};
+
 fn model(threads: usize) -> Model<Cpu> {
-    let dir = Path::new("tests/fixtures/vae");
-    let checkpoint = Checkpoint::open(dir).unwrap();
-    let config = Config::read(&checkpoint).unwrap();
-    let cpu = Cpu::new(Options { threads: Some(threads), ..Options::default() }).unwrap();
-    Model::load(cpu, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
+    load(Cpu::new(Options { threads: Some(threads), ..Options::default() }).unwrap())
+}
+
+fn load(cpu: Cpu) -> Model<Cpu> {
+    util::model(Path::new("tests/fixtures/vae"), cpu)
+}
+
+/// The model on `threads` threads with each instruction set and matrix product, and their names.
+fn models(threads: usize) -> impl Iterator<Item = (String, Model<Cpu>)> {
+    cpus(threads).map(|cpu| (name(&cpu), load(cpu)))
 }
 
 /// Rows of random ids with many lengths.
@@ -47,39 +53,48 @@ fn bits(values: impl IntoIterator<Item = f32>) -> Vec<u32> {
 
 #[test]
 fn a_row_alone_encodes_to_the_same_bits_as_in_a_batch() {
-    let (one, two) = (model(1), model(2));
-    let ids = rows(&one, 32);
-    let sentence = |ids| Row { condition: &[], sentence: ids };
-    let batch: Vec<Row<'_>> = ids.iter().map(|ids| sentence(ids)).collect();
-    let together = two.encode(&batch, 1, None, 0.0).unwrap();
-    for (i, row) in batch.iter().enumerate() {
-        let alone = one.encode(&[*row], 1, None, 0.0).unwrap();
-        assert_eq!(bits(alone.z), bits(together.z.slice(s![i..i + 1, .., ..]).iter().copied()), "row {i}");
-        let kl = together.kl.as_ref().unwrap().slice(s![i..i + 1, ..]).to_owned();
-        assert_eq!(bits(alone.kl.unwrap()), bits(kl), "row {i}");
+    for ((_, one), (machine, two)) in models(1).zip(models(2)) {
+        let ids = rows(&one, 32);
+        let sentence = |ids| Row { condition: &[], sentence: ids };
+        let batch: Vec<Row<'_>> = ids.iter().map(|ids| sentence(ids)).collect();
+        let together = two.encode(&batch, 1, None, 0.0).unwrap();
+        for (i, row) in batch.iter().enumerate() {
+            let alone = one.encode(&[*row], 1, None, 0.0).unwrap();
+            assert_eq!(
+                bits(alone.z),
+                bits(together.z.slice(s![i..i + 1, .., ..]).iter().copied()),
+                "{machine}: row {i}"
+            );
+            let kl = together.kl.as_ref().unwrap().slice(s![i..i + 1, ..]).to_owned();
+            assert_eq!(bits(alone.kl.unwrap()), bits(kl), "{machine}: row {i}");
+        }
     }
 }
 
 #[test]
 fn a_row_alone_decodes_to_the_same_bits_as_in_a_batch() {
-    let (one, two) = (model(1), model(2));
-    let ids = rows(&one, 32);
-    let z = latents(&one, 32);
-    let borrowed: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-    let together = two.logits(&borrowed, z.view()).unwrap();
-    for (i, ids) in borrowed.iter().enumerate() {
-        let alone = one.logits(&[ids], z.slice_axis(Axis(0), (i..i + 1).into())).unwrap();
-        assert_eq!(bits(alone[0].iter().copied()), bits(together[i].iter().copied()), "row {i}");
+    for ((_, one), (machine, two)) in models(1).zip(models(2)) {
+        let ids = rows(&one, 32);
+        let z = latents(&one, 32);
+        let borrowed: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+        let together = two.logits(&borrowed, z.view()).unwrap();
+        for (i, ids) in borrowed.iter().enumerate() {
+            let alone = one.logits(&[ids], z.slice_axis(Axis(0), (i..i + 1).into())).unwrap();
+            assert_eq!(bits(alone[0].iter().copied()), bits(together[i].iter().copied()), "{machine}: row {i}");
+        }
     }
 }
 
-/// Reads each row in pieces of one to three tokens through the cache; the logits are those of the whole row at once.
 #[test]
 fn cached_decoding_gives_the_bits_of_uncached_decoding() {
-    let model = model(2);
+    models(2).for_each(|(machine, model)| check_cached_decoding(&machine, &model));
+}
+
+/// Reads each row in pieces of one to three tokens through the cache; the logits are those of the whole row at once.
+fn check_cached_decoding(machine: &str, model: &Model<Cpu>) {
     let (backend, dims) = (&model.backend, &model.config.dims);
-    let ids: Vec<Vec<u32>> = rows(&model, 8).into_iter().filter(|ids| ids.len() >= 6).collect();
-    let z = latents(&model, ids.len());
+    let ids: Vec<Vec<u32>> = rows(model, 8).into_iter().filter(|ids| ids.len() >= 6).collect();
+    let z = latents(model, ids.len());
     let borrowed: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
     let whole = model.logits(&borrowed, z.view()).unwrap();
 
@@ -117,7 +132,7 @@ fn cached_decoding_gives_the_bits_of_uncached_decoding() {
         for (row, n) in pieces {
             for t in done[row]..done[row] + n {
                 let wanted = bits(whole[row].row(t).iter().copied());
-                assert_eq!(bits(host.next().unwrap().iter().copied()), wanted, "row {row}, token {t}");
+                assert_eq!(bits(host.next().unwrap().iter().copied()), wanted, "{machine}: row {row}, token {t}");
             }
             done[row] += n;
         }
@@ -133,23 +148,25 @@ fn requests<'a>(z: &'a Array3<f32>, prefixes: &'a [Vec<u32>], choice: Choice, ma
 /// Many rows through few slots, in another order and number than alone: the same tokens.
 #[test]
 fn a_row_draws_the_same_tokens_in_any_company() {
-    let model = model(2);
-    let count = 12;
-    let z = latents(&model, count);
-    let prefixes: Vec<Vec<u32>> = rows(&model, count).into_iter().map(|ids| ids[..ids.len().min(5)].to_vec()).collect();
-    let sampling = Sampling { top_p: 0.9, temperature: 1.3, ..Sampling::default() };
-    let requests = requests(&z, &prefixes, Choice::Sample { sampling, seed: 7 }, 20);
-    let together = generate(&model, &requests, 5, &mut unwatched).unwrap();
-    let together: Vec<Vec<u32>> = together.into_iter().map(Result::unwrap).collect();
-    assert!(together.iter().any(|row| *row != together[0]), "every row is the same: nothing was tested");
-    for (i, request) in requests.iter().enumerate() {
-        let mut streamed = Vec::new();
-        let alone = generate(&model, std::slice::from_ref(request), 1, &mut |_, id| {
-            streamed.push(id);
-            Next::Continue
-        });
-        assert_eq!(*alone.unwrap()[0].as_ref().unwrap(), together[i], "row {i}");
-        assert_eq!(streamed, together[i], "row {i}");
+    for (machine, model) in models(2) {
+        let count = 12;
+        let z = latents(&model, count);
+        let prefixes: Vec<Vec<u32>> =
+            rows(&model, count).into_iter().map(|ids| ids[..ids.len().min(5)].to_vec()).collect();
+        let sampling = Sampling { top_p: 0.9, temperature: 1.3, ..Sampling::default() };
+        let requests = requests(&z, &prefixes, Choice::Sample { sampling, seed: 7 }, 20);
+        let together = generate(&model, &requests, 5, &mut unwatched).unwrap();
+        let together: Vec<Vec<u32>> = together.into_iter().map(Result::unwrap).collect();
+        assert!(together.iter().any(|row| *row != together[0]), "{machine}: every row is the same: nothing was tested");
+        for (i, request) in requests.iter().enumerate() {
+            let mut streamed = Vec::new();
+            let alone = generate(&model, std::slice::from_ref(request), 1, &mut |_, id| {
+                streamed.push(id);
+                Next::Continue
+            });
+            assert_eq!(*alone.unwrap()[0].as_ref().unwrap(), together[i], "{machine}: row {i}");
+            assert_eq!(streamed, together[i], "{machine}: row {i}");
+        }
     }
 }
 

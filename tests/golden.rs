@@ -1,10 +1,15 @@
 use std::path::{Path, PathBuf};
 
-use della::engine::{self, Device, DeviceOptions};
+use della::dtype::Dtype;
+use della::engine::{self, Device, DeviceOptions, Engine};
 use della::io::{Checkpoint, ElementType};
 use della::model::Config;
 use della::model::save::save;
+use della::reference::Reference;
 use della::verify::{Report, Status, tolerance, verify, verify_sampling};
+
+use crate::util;
+use crate::util::op::{cpus, name};
 
 /// A model's directory and a case of it.
 const CASES: [(&str, &str); 6] = [
@@ -33,10 +38,11 @@ fn status<'a>(report: &'a Report, name: &str) -> &'a Status {
 
 #[test]
 fn every_case_is_reproduced() {
-    for device in [Device::Reference, Device::Cpu] {
-        for (model, case) in CASES {
-            let report = report(&fixture(model), &fixture(model).join(case).with_extension("safetensors"), device);
-            assert!(report.passes(), "{model}/{case} on {device:?}\n{report}");
+    for (directory, case) in CASES {
+        let reproduced = |engine: &dyn Engine, dtype, machine: &str| {
+            let path = fixture(directory).join(case).with_extension("safetensors");
+            let report = verify(engine, &path, tolerance(dtype)).unwrap();
+            assert!(report.passes(), "{directory}/{case} on {machine}\n{report}");
             let compared = |status: &Status| matches!(status, Status::Compared { .. } | Status::Exact(None));
             let compared = report.tensors.iter().filter(|tensor| compared(&tensor.status)).count();
             let least = match case {
@@ -44,7 +50,12 @@ fn every_case_is_reproduced() {
                 "case_greedy" => 3,
                 _ => 15,
             };
-            assert!(compared >= least, "{model}/{case} on {device:?}: {compared} tensors compared\n{report}");
+            assert!(compared >= least, "{directory}/{case} on {machine}: {compared} tensors compared\n{report}");
+        };
+        reproduced(&util::model(&fixture(directory), Reference), Dtype::F64, "the oracle");
+        for cpu in cpus(2) {
+            let machine = name(&cpu);
+            reproduced(&util::model(&fixture(directory), cpu), Dtype::F32, &machine);
         }
     }
 }

@@ -11,8 +11,11 @@ use crate::error::{Error, Result};
 
 /// A cache line, and the widest vector.
 const ALIGN: usize = 64;
-/// From here on a buffer is aligned to huge pages and asks for them.
-const HUGE: usize = 2 << 20;
+/// A huge page.
+const HUGE_PAGE: usize = 2 << 20;
+/// From this size on a buffer is aligned to huge pages and asks for them. Aligning may cost the memory of a huge page, where
+/// the system hands them out unasked: too much for every weight of a model, little beside the largest.
+const HUGE: usize = 8 * HUGE_PAGE;
 /// The alignment up to which the allocator hands out fresh zero pages as they are, instead of writing zeros itself.
 const ALLOCATOR_ALIGN: usize = 16;
 
@@ -43,7 +46,7 @@ impl<T: Copy + Zeroable> Buffer<T> {
     pub fn try_zeroed(len: usize) -> Result<Self> {
         const { assert!(align_of::<T>() <= ALLOCATOR_ALIGN) };
         let bytes = len.saturating_mul(size_of::<T>());
-        let align = if bytes >= HUGE { HUGE } else { ALIGN };
+        let align = if bytes >= HUGE { HUGE_PAGE } else { ALIGN };
         let layout = Layout::from_size_align(bytes.saturating_add(align), ALLOCATOR_ALIGN).ok();
         // SAFETY: the layout's size is at least `ALIGN`, so not zero.
         let block = layout.and_then(|layout| Some((NonNull::new(unsafe { alloc_zeroed(layout) })?, layout)));
@@ -126,6 +129,14 @@ mod tests {
             assert_eq!(buffer.iter().sum::<f32>(), len as f32);
         }
         assert_eq!(*Buffer::from_slice(&[1u32, 2, 3]).unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn only_large_buffers_are_aligned_to_huge_pages() {
+        for (bytes, align) in [(64, ALIGN), (HUGE - 4, ALIGN), (HUGE, HUGE_PAGE)] {
+            let buffer = Buffer::<f32>::zeroed(bytes / 4);
+            assert_eq!((buffer.as_ptr().addr() % align, buffer.layout.size()), (0, bytes + align));
+        }
     }
 
     /// The number of bytes overflows, the layout does, and no address space is this large.

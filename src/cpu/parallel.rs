@@ -31,7 +31,10 @@ impl Pool {
     /// None, or more than [`MAX_THREADS`]; the system refuses to start them.
     pub fn new(threads: usize) -> Result<Self> {
         if !(1..=MAX_THREADS).contains(&threads) {
-            return Err(Error::input("threads", format!("{threads} is not a number from 1 to {MAX_THREADS}")));
+            return Err(Error::input(
+                "threads",
+                format!("{threads} threads cannot work; give at least 1 and at most {MAX_THREADS}"),
+            ));
         }
         let helpers = (threads > 1)
             .then(|| ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|i| format!("della-cpu-{}", i + 1)))
@@ -234,7 +237,7 @@ mod tests {
     fn the_number_of_threads_is_bounded() {
         for threads in [0, MAX_THREADS + 1, usize::MAX] {
             let message = Pool::new(threads).err().unwrap().to_string();
-            assert!(message.contains(&format!("{threads} is not")) && message.contains("1 to 1024"), "{message}");
+            assert!(message.contains(&format!("{threads} threads")) && message.contains("at most 1024"), "{message}");
         }
     }
 

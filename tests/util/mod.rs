@@ -3,6 +3,12 @@
 pub mod close;
 pub mod op;
 
+use std::borrow::Cow;
+use std::path::Path;
+
+use della::backend::Backend;
+use della::io::Checkpoint;
+use della::model::{Config, Model};
 use della::rng::{Rng, Stream};
 
 /// `len` normal numbers that depend on `seed` alone.
@@ -10,4 +16,11 @@ pub fn normal(seed: u64, len: usize) -> Vec<f32> {
     let mut x = vec![0.0; len];
     Rng::new(seed, Stream::Init, 0).fill_normal(&mut x);
     x
+}
+
+/// The model in `dir`.
+pub fn model<B: Backend>(dir: &Path, backend: B) -> Model<B> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let config = Config::read(&checkpoint).unwrap();
+    Model::load(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
 }

@@ -29,6 +29,16 @@ pub fn products() -> Vec<Cpu> {
     gemm::allowed(Isa::best()).flat_map(|entry| [1, 3].map(|threads| product(threads, entry.name))).collect()
 }
 
+/// A CPU with `threads` threads for each instruction set and each matrix product that it allows.
+pub fn cpus(threads: usize) -> impl Iterator<Item = Cpu> {
+    Isa::available().flat_map(move |isa| {
+        gemm::allowed(isa).map(move |entry| {
+            let gemm = Some(entry.name.into());
+            Cpu::new(Options { threads: Some(threads), isa_cap: Some(isa), gemm }).unwrap()
+        })
+    })
+}
+
 /// What a failure calls a machine.
 pub fn name(cpu: &Cpu) -> String {
     format!("{} {} x{}", cpu.isa(), cpu.gemm(), cpu.threads())
