@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use della::io::ElementType;
-use della::io::safetensors::{self, Existing, Header};
+use della::io::safetensors::{self, Header};
 use della::latent::Latents;
 use della::{Options, SentenceIds, row_number};
 use ndarray::{Array3, s};
@@ -148,7 +148,7 @@ fn write_tensors(path: &Path, latents: &Latents) -> anyhow::Result<()> {
         .iter()
         .map(|(name, array)| Header { name: (*name).into(), dtype: ElementType::F32, shape: array.shape().to_vec() })
         .collect();
-    safetensors::write(path, &[("format", "pt")], &headers, Existing::Refuse, |i| {
+    safetensors::write(path, &[("format", "pt")], &headers, |i| {
         Ok(Cow::Owned(tensors[i].1.iter().flat_map(|x| x.to_le_bytes()).collect()))
     })?;
     Ok(())
