@@ -7,9 +7,10 @@ use della::model::save::save;
 use della::verify::{Report, Status, tolerance, verify, verify_sampling};
 
 /// A model's directory and a case of it.
-const CASES: [(&str, &str); 6] = [
+const CASES: [(&str, &str); 7] = [
     ("vae", "case_single"),
     ("vae", "case_padded"),
+    ("vae", "case_max_length"),
     ("cvae", "case_padded"),
     ("greedy_vae", "case_greedy"),
     ("greedy_cvae", "case_greedy"),
