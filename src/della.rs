@@ -5,10 +5,13 @@ use std::path::Path;
 
 use ndarray::{Array1, ArrayView3, Axis};
 
+#[cfg(feature = "builtin-model")]
+use crate::builtin;
 use crate::engine::{self, DeviceOptions, Engine};
 use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::generate::session::{Choice, Next, Request, unwatched};
+use crate::io::checkpoint::Checkpoint;
 use crate::latent::{Latents, Noise};
 use crate::model::Config;
 use crate::model::encode::Row;
@@ -190,11 +193,10 @@ impl Della {
     /// # Errors
     /// As [`open`](Self::open); and the device cannot be had.
     pub fn open_with(path: impl AsRef<Path>, device: &DeviceOptions) -> Result<Self> {
-        let path = path.as_ref();
-        let engine = engine::open(path, device)?;
-        let dir = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-        let tokenizer = Tokenizer::from_dir(dir, engine.config().dims.conditional)?;
-        Self::new(engine, tokenizer)
+        let checkpoint = Checkpoint::open(path)?;
+        let config = Config::read(&checkpoint)?;
+        let tokenizer = Tokenizer::from_dir(checkpoint.dir(), config.dims.conditional)?;
+        Self::new(config, tokenizer, &checkpoint, device)
     }
 
     /// The model that is compiled into the library.
@@ -212,12 +214,14 @@ impl Della {
     /// The device cannot be had.
     #[cfg(feature = "builtin-model")]
     pub fn builtin_with(device: &DeviceOptions) -> Result<Self> {
-        Self::new(engine::builtin(device)?, crate::builtin::tokenizer()?)
+        let checkpoint = builtin::checkpoint()?;
+        Self::new(builtin::config(&checkpoint)?, builtin::tokenizer()?, &checkpoint, device)
     }
 
-    fn new(engine: Box<dyn Engine>, tokenizer: Tokenizer) -> Result<Self> {
-        check_vocabulary(engine.config(), &tokenizer)?;
-        Ok(Della { engine, tokenizer })
+    /// Checks everything that is quick to check before it reads the weights.
+    fn new(config: Config, tokenizer: Tokenizer, checkpoint: &Checkpoint, device: &DeviceOptions) -> Result<Self> {
+        check_vocabulary(&config, &tokenizer)?;
+        Ok(Della { engine: engine::prepare(config, checkpoint, device)?, tokenizer })
     }
 
     /// The model alone.

@@ -124,17 +124,11 @@ pub fn open(path: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
     prepare(config, &checkpoint, device)
 }
 
-/// Prepares the model that is compiled into the library.
+/// Prepares the weights of `checkpoint`, which `config` was checked against, for a device.
 ///
 /// # Errors
-/// The device cannot be had.
-#[cfg(feature = "builtin-model")]
-pub fn builtin(device: &DeviceOptions) -> Result<Box<dyn Engine>> {
-    let checkpoint = crate::builtin::checkpoint()?;
-    prepare(crate::builtin::config(&checkpoint)?, &checkpoint, device)
-}
-
-fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
+/// The weights cannot be read; the device cannot be had.
+pub fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
     match (options.device, options.dtype()) {
         (Device::Reference, Dtype::F64) => load(Reference, config, checkpoint),
         (Device::Auto | Device::Cpu, Dtype::F32) => {

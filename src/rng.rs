@@ -36,7 +36,7 @@ impl Rng {
         Rng { key: [seed as u32, (seed >> 32) as u32], stream: stream as u32, row }
     }
 
-    /// Four words at counter `step` (at most 2³¹ steps a row: the counter's top bits hold the stream).
+    /// Four words at counter `step`; the stream and the row have words of the counter to themselves.
     pub fn words(&self, step: u32) -> [u32; 4] {
         philox4x32(self.key, [step, self.stream, self.row as u32, (self.row >> 32) as u32])
     }

@@ -12,9 +12,10 @@ use crate::util;
 use crate::util::op::{cpus, name};
 
 /// A model's directory and a case of it.
-const CASES: [(&str, &str); 6] = [
+const CASES: [(&str, &str); 7] = [
     ("vae", "case_single"),
     ("vae", "case_padded"),
+    ("vae", "case_max_length"),
     ("cvae", "case_padded"),
     ("greedy_vae", "case_greedy"),
     ("greedy_cvae", "case_greedy"),

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
 /// that computes, and only `engine` names them all.
-const MAY_USE: [(&[&str], &[&str]); 8] = [
+const MAY_USE: [(&[&str], &[&str]); 9] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
-    (&["backend", "io", "text"], &["error", "dims", "dtype", "tree", "rng"]),
+    (&["backend", "io"], &["error", "dims", "dtype", "tree", "rng"]),
+    (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
     (&["reference", "cpu"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["generate", "latent"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),

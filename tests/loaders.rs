@@ -4,9 +4,12 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use della::Result;
-use della::io::safetensors::{Existing, Header, write};
+use della::io::safetensors::{Header, write};
 use della::io::torch_zip::unpickle::Pickle;
 use della::io::{Checkpoint, ElementType, Format, torch_zip};
+use della::model::params::Spec;
+use della::model::{Config, Model};
+use della::reference::Reference;
 use proptest::prelude::*;
 
 const TIED: &str = "model.decoder.lm_head.weight";
@@ -49,10 +52,7 @@ fn vectors(path: &Path, tensors: &[(&str, &[f32])]) {
         .iter()
         .map(|(name, data)| Header { name: (*name).into(), dtype: ElementType::F32, shape: vec![data.len()] })
         .collect();
-    write(path, &[("format", "pt")], &headers, Existing::Refuse, |i| {
-        Ok(Cow::Borrowed(bytemuck::cast_slice(tensors[i].1)))
-    })
-    .unwrap();
+    write(path, &[("format", "pt")], &headers, |i| Ok(Cow::Borrowed(bytemuck::cast_slice(tensors[i].1)))).unwrap();
 }
 
 #[test]
@@ -98,6 +98,41 @@ fn tied_weights_are_seen_to_be_equal() {
     for (name, expected) in [("a", true), ("b", true), ("c", false), ("d", false)] {
         assert_eq!(checkpoint.same_values("a", name).unwrap(), expected, "{name}");
     }
+}
+
+/// safetensors.torch.save_model keeps one name of tied tensors, and that may be the head's.
+#[test]
+fn a_head_alone_is_the_embedding() {
+    let model = Checkpoint::open(fixture("vae_bin")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.safetensors");
+    let kept: Vec<&str> = model.names().filter(|name| *name != DECODER_WTE).collect();
+    let header = |name: &&str| Header {
+        name: (*name).into(),
+        dtype: ElementType::F32,
+        shape: model.get(name).unwrap().shape.clone(),
+    };
+    let headers: Vec<Header> = kept.iter().map(header).collect();
+    write(&path, &[], &headers, |i| Ok(Cow::Owned(bytemuck::cast_slice(&model.read_f32(kept[i])?).to_vec()))).unwrap();
+    std::fs::copy(fixture("vae_bin/config.json"), directory.path().join("config.json")).unwrap();
+
+    let found = Checkpoint::open(directory.path()).unwrap();
+    Config::read(&found).unwrap();
+    assert!(found.get(TIED).is_none());
+    assert_eq!(found.get(DECODER_WTE).unwrap().name, DECODER_WTE);
+    assert_eq!(found.read_f32(DECODER_WTE).unwrap(), model.read_f32(DECODER_WTE).unwrap());
+}
+
+#[test]
+fn a_parameter_of_another_size_is_named() {
+    let checkpoint = Checkpoint::open(fixture("vae")).unwrap();
+    let read = |spec: &Spec| {
+        let mut values = checkpoint.read_f32(&spec.name)?;
+        values.truncate(if spec.name == "model.decoder.transformer.ln_f.bias" { 47 } else { usize::MAX });
+        Ok(Cow::Owned(values))
+    };
+    let error = Model::load(Reference, Config::read(&checkpoint).unwrap(), &read).err().unwrap().to_string();
+    assert_eq!(error, "model.decoder.transformer.ln_f.bias: 47 values were read, but its shape is [48]");
 }
 
 #[test]

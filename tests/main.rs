@@ -15,7 +15,7 @@ mod layering;
 mod loaders;
 /// Every op on every device against the oracle, and bit for bit against itself.
 mod ops;
-/// Sampling: the published code's probabilities, and what holds for any logits.
+/// Sampling: recorded cases, and what holds for any logits.
 mod sampling;
 /// Tokenizer: Hugging Face's ids, decoding, streams, bad files.
 mod text;

@@ -1,48 +1,46 @@
-use std::path::Path;
+use std::borrow::Cow;
 
 use della::generate::{Mode, Sampler, Sampling, greedy};
+use della::io::ElementType;
+use della::io::safetensors::{Header, write};
+use della::verify::verify_sampling;
 use proptest::prelude::*;
-use safetensors::SafeTensors;
 
-fn fixture(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sampling").join(name)).unwrap()
+/// What is said of one recorded case: whether it passes, or why it cannot be read.
+fn verdict(rows: usize, previous: &[i64], probs: &[f32]) -> Result<bool, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = r#"[{"case": 0, "top_k": 2, "top_p": 0, "temperature": 1, "repetition_penalty": 2}]"#;
+    std::fs::write(dir.path().join("sampling.json"), settings).unwrap();
+    let headers = [
+        Header { name: "0.logits".into(), dtype: ElementType::F32, shape: vec![rows, 3] },
+        Header { name: "0.previous".into(), dtype: ElementType::I64, shape: vec![previous.len()] },
+        Header { name: "0.probs".into(), dtype: ElementType::F32, shape: vec![rows, 3] },
+    ];
+    write(&dir.path().join("sampling.safetensors"), &[], &headers, |i| {
+        Ok(Cow::Owned(match i {
+            0 => bytemuck::cast_slice(&[1f32, 1.0, 0.0].repeat(rows)).to_vec(),
+            1 => bytemuck::cast_slice(previous).to_vec(),
+            _ => bytemuck::cast_slice(&probs[..3 * rows]).to_vec(),
+        }))
+    })
+    .unwrap();
+    verify_sampling(dir.path()).map(|report| report.passes()).map_err(|e| e.to_string())
 }
 
-/// The published code's probabilities to 1e-6, rows of `(rows, vocabulary)`.
 #[test]
-fn reference_cases() {
-    let (settings, tensors) = (fixture("sampling.json"), fixture("sampling.safetensors"));
-    let settings: Vec<serde_json::Value> = serde_json::from_slice(&settings).unwrap();
-    let tensors = SafeTensors::deserialize(&tensors).unwrap();
-    assert_eq!(settings.len(), 10);
-    for case in settings {
-        let number = |key: &str| case[key].as_f64().unwrap();
-        let sampling = Sampling {
-            top_k: number("top_k") as usize,
-            top_p: number("top_p") as f32,
-            temperature: number("temperature") as f32,
-            repetition_penalty: number("repetition_penalty") as f32,
-            mode: Mode::Reference,
-        };
-        let tensor = |name: &str| tensors.tensor(&format!("{}.{name}", case["case"])).unwrap();
-        let f32s = |name: &str| bytemuck::pod_collect_to_vec::<u8, f32>(tensor(name).data());
-        let (logits, probs) = (f32s("logits"), f32s("probs"));
-        let previous = bytemuck::pod_collect_to_vec::<u8, i64>(tensor("previous").data());
-        let (vocab, history) = (tensor("logits").shape()[1], tensor("previous").shape()[1]);
-
-        let mut sampler = Sampler::new(sampling).unwrap();
-        for (row, logits) in logits.chunks(vocab).enumerate() {
-            let previous: Vec<u32> = previous[row * history..][..history].iter().map(|&id| id as u32).collect();
-            let mut found = vec![0.0; vocab];
-            for &(id, p) in sampler.probabilities(logits, &previous).unwrap() {
-                found[id as usize] = p;
-            }
-            for (id, (found, &wanted)) in found.iter().zip(&probs[row * vocab..]).enumerate() {
-                let error = (found - f64::from(wanted)).abs();
-                assert!(error <= 1e-6, "{case}, row {row}, token {id}: {found}, published {wanted}");
-                assert_eq!(*found > 0.0, wanted > 0.0, "{case}, row {row}, token {id}");
-            }
-        }
+fn recorded_cases_are_read_with_care() {
+    assert_eq!(verdict(1, &[], &[0.5, 0.5, 0.0]), Ok(true));
+    assert_eq!(verdict(2, &[0, 1], &[1.0 / 3.0, 2.0 / 3.0, 0.0, 2.0 / 3.0, 1.0 / 3.0, 0.0]), Ok(true));
+    assert_eq!(verdict(1, &[], &[0.501, 0.499, 0.0]), Ok(false));
+    assert_eq!(verdict(1, &[], &[0.5, 0.5, 1e-12]), Ok(false), "a token that cannot come");
+    for (rows, previous, part) in [
+        (0, &[][..], "case 0 do not fit"),
+        (2, &[0], "case 0 do not fit"),
+        (1, &[-1], "holds -1"),
+        (1, &[1 << 32], "4294967296"),
+    ] {
+        let error = verdict(rows, previous, &[0.5; 6]).unwrap_err();
+        assert!(error.contains("sampling.safetensors") && error.contains(part), "{part:?} is missing in {error}");
     }
 }
 

@@ -148,6 +148,17 @@ fn configuration_files_are_honoured() {
     assert_eq!((added.specials().eos, added.specials().bos, added.id("<X>")), (10, 11, Some(9)));
 }
 
+/// A token that is merely added is one in text, but is text: it is not left out of a decoded one.
+#[test]
+fn added_tokens_stay_whole() {
+    let t =
+        open(&[("vocab.txt", VOCAB), ("added_tokens.json", r#"{"<X>": 9, "你们": 10, "<BOS>": 11}"#)], false).unwrap();
+    let ids = t.encode("ab<X>你们你ab<x><BOS>").unwrap().ids;
+    assert_eq!(ids, [4, 9, 10, 8, 4, 1, 1, 1, 11]);
+    assert!(!t.is_special(9) && t.is_special(11));
+    assert_eq!(t.decode(&ids[..5], DecodeOptions::default()).unwrap(), "ab<X>你们你ab");
+}
+
 #[test]
 fn tokenizer_json_is_read_like_vocab_txt() {
     let vocab: serde_json::Map<_, _> = VOCAB.lines().zip(0..).map(|(t, id)| (t.to_owned(), id.into())).collect();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use della::io::ElementType;
-use della::io::safetensors::{self, Existing, Header};
+use della::io::safetensors::{self, Header};
 use della::latent::Latents;
 use della::{Options, SentenceIds};
 use ndarray::{Array3, s};
@@ -159,7 +159,7 @@ fn write_tensors(path: &Path, latents: &Latents, indices: &[i64]) -> anyhow::Res
     let mut headers: Vec<Header> =
         tensors.iter().map(|(name, array)| header(name, ElementType::F32, array.shape())).collect();
     headers.push(header("index", ElementType::I64, &[indices.len()]));
-    safetensors::write(path, &[("format", "pt")], &headers, Existing::Refuse, |i| {
+    safetensors::write(path, &[("format", "pt")], &headers, |i| {
         Ok(Cow::Owned(match tensors.get(i) {
             Some((_, array)) => array.iter().flat_map(|x| x.to_le_bytes()).collect(),
             None => indices.iter().flat_map(|x| x.to_le_bytes()).collect(),

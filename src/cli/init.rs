@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
-use della::io::ElementType;
-use della::model::config::PRESETS;
+use della::io::{ElementType, read_small};
+use della::model::config::{MAX_BYTES, PRESETS};
 use della::model::{Config, save};
 use della::text::Tokenizer;
 use della::{Error, check_vocabulary};
@@ -64,9 +64,9 @@ fn config(args: &Args) -> anyhow::Result<Config> {
     let Some(path) = &args.config else {
         return args.preset.as_deref().and_then(Config::preset).context("--preset or --config is needed");
     };
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_small(path, MAX_BYTES)?;
     let mut json: Map<String, Value> =
-        serde_json::from_str(&text).map_err(|e| Error::format(path, format!("not a JSON object: {e}")))?;
+        serde_json::from_slice(&text).map_err(|e| Error::format(path, format!("not a JSON object: {e}")))?;
     if let Some(vocab) = &args.vocab {
         let tokenizer = Tokenizer::from_vocab(vocab, json.get("CVAE") == Some(&Value::Bool(true)))?;
         let specials = tokenizer.specials();
@@ -77,5 +77,5 @@ fn config(args: &Args) -> anyhow::Result<Config> {
             json.entry(key).or_insert(id.into());
         }
     }
-    Ok(Config::parse(path, &Value::Object(json).to_string(), None)?)
+    Ok(Config::parse(path, Value::Object(json).to_string().as_bytes(), None)?)
 }

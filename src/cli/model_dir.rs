@@ -1,10 +1,11 @@
 //! Model directories as `convert` and `init` make them.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use della::model::save;
+use della::text::read_file;
 use della::{Error, Result};
 
 /// The files that a tokenizer may come in.
@@ -20,12 +21,12 @@ pub fn refuse_existing(dir: &Path) -> Result<()> {
     }
 }
 
-/// Copies a file to one that is not there yet.
+/// Copies a tokenizer's file to one that is not there yet.
 pub fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut source = File::open(from).map_err(|e| Error::io(from, e))?;
+    let content = read_file(from)?;
     let mut target = File::create_new(to).map_err(|e| match e.kind() {
         io::ErrorKind::AlreadyExists => Error::Exists(to.to_path_buf()),
         _ => Error::io(to, e),
     })?;
-    io::copy(&mut source, &mut target).map(drop).map_err(|e| Error::io(to, e))
+    target.write_all(&content).map_err(|e| Error::io(to, e))
 }

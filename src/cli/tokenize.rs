@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use della::Error;
-use della::io::Checkpoint;
-use della::model::Config;
+use della::io::{Checkpoint, read_small};
+use della::model::config::{Config, MAX_BYTES};
 use della::text::{DecodeOptions, Tokenizer, Unknown};
 use serde::{Deserialize, Serialize};
 
@@ -113,8 +113,8 @@ fn conditional(dir: &Path) -> della::Result<bool> {
     if !path.exists() {
         return Ok(false);
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-    let config: Conditional = serde_json::from_str(&text).map_err(|e| Error::format(&path, e))?;
+    let json = read_small(&path, MAX_BYTES)?;
+    let config: Conditional = serde_json::from_slice(&json).map_err(|e| Error::format(&path, e))?;
     match config.conditional {
         Some(conditional) => Ok(conditional),
         None => Ok(Config::read(&Checkpoint::open(dir)?)?.dims.conditional),

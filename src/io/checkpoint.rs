@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::io::mmap::MappedFile;
 use crate::io::tensor::Number;
-use crate::io::{TensorInfo, quoted, safetensors, torch_zip};
+use crate::io::{TensorInfo, quoted, read_small, safetensors, torch_zip};
 use crate::{Error, Result};
 
 /// What a model directory is searched for, in this order.
@@ -17,6 +17,9 @@ const FILES: [&str; 4] =
 
 /// The ways in which tensors are named: `model.` is the canonical one.
 const PREFIXES: [&str; 3] = ["module.model.", "model.", ""];
+
+/// The name of the head, which shares the decoder's token embedding, and that embedding's own.
+pub const TIED_HEAD: (&str, &str) = ("model.decoder.lm_head.weight", "model.decoder.transformer.wte.weight");
 
 /// The longest index of shards that is read, in bytes.
 const MAX_INDEX: u64 = 1 << 24;
@@ -59,7 +62,8 @@ impl Checkpoint {
     /// Opens the weights of a model: `path` is a model directory or a file of weights.
     ///
     /// Names become canonical: `module.model.`, `model.` or no prefix (the same for all of a file's tensors) becomes
-    /// `model.`. Attention masks that were saved with the model (`*.attn.bias`, `*.attn.masked_bias`) are left out.
+    /// `model.`. Attention masks that were saved with the model (`*.attn.bias`, `*.attn.masked_bias`) are left out. Of
+    /// the tied head and embedding, a file may hold the head alone: it goes by the embedding's name.
     ///
     /// # Errors
     /// There is nothing to open, the file is malformed, or its prefixes are mixed.
@@ -239,12 +243,7 @@ fn open_file(path: &Path) -> Result<Opened> {
 }
 
 fn open_shards(path: &Path) -> Result<Opened> {
-    let metadata = path.metadata().map_err(|e| Error::io(path, e))?;
-    if !metadata.is_file() || metadata.len() > MAX_INDEX {
-        return Err(Error::format(path, format!("is not a regular file of at most {MAX_INDEX} bytes")));
-    }
-    let json = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let index = safetensors::parse_index(path, &json)?;
+    let index = safetensors::parse_index(path, &read_small(path, MAX_INDEX)?)?;
     let directory = path.parent().unwrap_or(Path::new(""));
 
     let mut files: Vec<MappedFile> = Vec::new();
@@ -273,7 +272,8 @@ fn open_shards(path: &Path) -> Result<Opened> {
     Ok((Format::ShardedSafetensors, files, tensors))
 }
 
-/// Gives every tensor its canonical name and leaves the masks out.
+/// Gives every tensor its canonical name and leaves the masks out. safetensors.torch.save_model keeps one name of tied
+/// tensors, whichever comes first.
 fn canonical(tensors: BTreeMap<String, TensorInfo>) -> Result<BTreeMap<String, TensorInfo>, String> {
     let mut first: Option<(&str, String)> = None;
     let mut renamed = BTreeMap::new();
@@ -292,6 +292,13 @@ fn canonical(tensors: BTreeMap<String, TensorInfo>) -> Result<BTreeMap<String, T
         }
         tensor.name = format!("model.{}", &name[prefix.len()..]);
         renamed.insert(tensor.name.clone(), tensor);
+    }
+    let (head, table) = TIED_HEAD;
+    if !renamed.contains_key(table)
+        && let Some(mut tensor) = renamed.remove(head)
+    {
+        tensor.name = table.into();
+        renamed.insert(table.into(), tensor);
     }
     Ok(renamed)
 }

@@ -111,15 +111,6 @@ pub struct Header {
     pub shape: Vec<usize>,
 }
 
-/// What to do if the file is there already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Existing {
-    /// Leave it alone and fail.
-    Refuse,
-    /// Put the new file in its place, at once.
-    Replace,
-}
-
 /// Writes a file of the tensors in the order of `tensors`; `bytes(i)` is asked for the little-endian elements of one
 /// after the other, so that no more than one of them need be in memory.
 ///
@@ -127,16 +118,15 @@ pub enum Existing {
 /// `__metadata__`; PyTorch wants `("format", "pt")` there.
 ///
 /// # Errors
-/// [`Error::Exists`] as `existing` demands; two tensors have one name; `bytes` fails or gives another number of bytes
+/// [`Error::Exists`] if there is a file at `path`, which is left alone; two tensors have one name; `bytes` fails or gives another number of bytes
 /// than shape and type demand; the file cannot be written.
 pub fn write<'a>(
     path: &Path,
     metadata: &[(&str, &str)],
     tensors: &[Header],
-    existing: Existing,
     mut bytes: impl FnMut(usize) -> Result<Cow<'a, [u8]>>,
 ) -> Result<()> {
-    if existing == Existing::Refuse && path.symlink_metadata().is_ok() {
+    if path.symlink_metadata().is_ok() {
         return Err(Error::Exists(path.to_path_buf()));
     }
     let io = |e| Error::io(path, e);
@@ -165,13 +155,10 @@ pub fn write<'a>(
     }
     let file = out.into_inner().map_err(|e| io(e.into_error()))?;
     file.as_file().sync_all().map_err(io)?;
-    match existing {
-        Existing::Replace => file.persist(path).map_err(|e| io(e.error))?,
-        Existing::Refuse => file.persist_noclobber(path).map_err(|e| match e.error.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists(path.to_path_buf()),
-            _ => io(e.error),
-        })?,
-    };
+    file.persist_noclobber(path).map_err(|e| match e.error.kind() {
+        std::io::ErrorKind::AlreadyExists => Error::Exists(path.to_path_buf()),
+        _ => io(e.error),
+    })?;
     // The new name is in the directory, which has its own way to the disk.
     #[cfg(unix)]
     std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)?;
@@ -298,8 +285,8 @@ mod tests {
             Header { name: "a".into(), dtype: ElementType::I64, shape: vec![] },
             Header { name: "empty".into(), dtype: ElementType::F16, shape: vec![0, 3] },
         ];
-        let write_with = |existing, number: i64| {
-            write(&path, &[("format", "pt"), ("by", "test")], &headers, existing, |i| {
+        let write_with = |number: i64| {
+            write(&path, &[("format", "pt"), ("by", "test")], &headers, |i| {
                 Ok(Cow::Owned(match i {
                     0 => [1f32, 2.].map(f32::to_le_bytes).concat(),
                     1 => number.to_le_bytes().to_vec(),
@@ -308,7 +295,7 @@ mod tests {
             })
         };
         let files = || std::fs::read_dir(&directory).unwrap().count();
-        write_with(Existing::Refuse, 7).unwrap();
+        write_with(7).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let tensors = parse(&path, &bytes).unwrap();
         let names: Vec<_> = tensors.iter().map(|t| t.name.as_str()).collect();
@@ -323,17 +310,15 @@ mod tests {
         assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "pt");
         assert_eq!(::safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor("a").unwrap().data()[0], 7);
 
-        assert!(matches!(write_with(Existing::Refuse, 8), Err(Error::Exists(found)) if found == path));
+        assert!(matches!(write_with(8), Err(Error::Exists(found)) if found == path));
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
-        write_with(Existing::Replace, 8).unwrap();
-        assert_ne!(std::fs::read(&path).unwrap(), bytes);
         assert_eq!(files(), 1);
 
         // Failures half-way leave neither the file nor a part of it.
         let other = directory.path().join("other.safetensors");
         for given in [Ok(Cow::Borrowed(&[0u8; 3][..])), Err(Error::Cancelled)] {
             let mut given = Some(given);
-            let result = write(&other, &[], &headers, Existing::Refuse, |i| match i {
+            let result = write(&other, &[], &headers, |i| match i {
                 0 => Ok(Cow::Owned(vec![0; 8])),
                 _ => given.take().unwrap(),
             });
@@ -341,7 +326,7 @@ mod tests {
             assert_eq!(files(), 1);
         }
         let twice = [headers[1].clone(), headers[1].clone()];
-        let error = write(&other, &[], &twice, Existing::Refuse, |_| Ok(Cow::Owned(vec![0; 8]))).unwrap_err();
+        let error = write(&other, &[], &twice, |_| Ok(Cow::Owned(vec![0; 8]))).unwrap_err();
         assert!(error.to_string().contains("two entries would be called \"a\""), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! `config.json`: the sizes and constants of a model, checked against its tensors.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -7,6 +8,19 @@ use serde_json::{Map, Value, json};
 use super::params::{Params, Spec};
 use crate::dims::Dims;
 use crate::error::{Error, Result};
+use crate::io::quoted;
+
+/// The longest `config.json` that is read, in bytes.
+pub const MAX_BYTES: u64 = 1 << 20;
+
+/// The most layers: more are a mistake, and their names alone would fill the memory.
+const MAX_LAYERS: usize = 1 << 12;
+
+/// The most parameters: more fit into no machine.
+const MAX_PARAMETERS: u128 = 1 << 36;
+
+/// Tensors that do not fit are listed up to this many.
+const MAX_PROBLEMS: usize = 50;
 
 /// The shapes of a checkpoint's tensors by canonical name.
 pub type Shapes = std::collections::BTreeMap<String, Vec<usize>>;
@@ -52,15 +66,15 @@ impl Config {
         Some(Self::resolve(Path::new(name), map, None).expect("presets are complete"))
     }
 
-    /// Parses the text of a `config.json`.
+    /// Parses the content of a `config.json`.
     ///
     /// With `shapes`, missing sizes are taken from the tensors, and every tensor is checked against the sizes.
     ///
     /// # Errors
-    /// Lists every missing key, every key that contradicts a tensor, every tensor that is missing, unknown or of
-    /// another shape.
-    pub fn parse(path: &Path, text: &str, shapes: Option<&Shapes>) -> Result<Self> {
-        let json = serde_json::from_str(text).map_err(|e| Error::format(path, format!("not a JSON object: {e}")))?;
+    /// Lists every missing key, every key that contradicts a tensor, and tensors that are missing, unknown or of another
+    /// shape.
+    pub fn parse(path: &Path, json: &[u8], shapes: Option<&Shapes>) -> Result<Self> {
+        let json = serde_json::from_slice(json).map_err(|e| Error::format(path, format!("not a JSON object: {e}")))?;
         Self::resolve(path, json, shapes)
     }
 
@@ -140,12 +154,13 @@ impl Reader<'_> {
             latent: latent?,
             conditional: conditional?,
         };
-        self.check_sizes(&dims, [("bos_token_id", bos?), ("eos_token_id", eos?), ("pad_token_id", pad?)]);
+        self.check_sizes(&dims, [("bos_token_id", bos?), ("eos_token_id", eos?), ("pad_token_id", pad?)])?;
         let [bos, eos, pad] = [bos?, eos?, pad?].map(|id| id as u32);
         Some(Config { dims, epsilon: epsilon?, initializer_range: initializer_range?, bos, eos, pad, json: Map::new() })
     }
 
-    fn check_sizes(&mut self, dims: &Dims, ids: [(&str, usize); 3]) {
+    /// `None` if the sizes are beyond use.
+    fn check_sizes(&mut self, dims: &Dims, ids: [(&str, usize); 3]) -> Option<()> {
         if !dims.hidden.is_multiple_of(dims.heads) {
             self.problems.push(format!("n_head is {}, which does not divide n_embd = {}", dims.heads, dims.hidden));
         }
@@ -154,11 +169,18 @@ impl Reader<'_> {
                 self.problems.push(format!("{key} is {id}, but the vocabulary has {} entries", dims.vocab));
             }
         }
+        let total = parameters(dims);
+        if total > MAX_PARAMETERS {
+            self.problems.push(format!("these sizes make {total} parameters; at most {MAX_PARAMETERS} are supported"));
+            return None;
+        }
+        Some(())
     }
 
     /// A key that only one value is supported for.
     fn expect(&mut self, key: &str, wanted: Value) {
         if let Some(found) = self.json.get(key).filter(|found| **found != wanted) {
+            let found = shown_json(found);
             self.problems.push(format!("{key} is {found}; only {wanted} is supported"));
         }
     }
@@ -174,15 +196,15 @@ impl Reader<'_> {
             self.problems.push(format!("{key} is missing and cannot be inferred from the tensors; add it"));
             return None;
         }
-        let least = usize::from(!key.ends_with("_token_id"));
-        self.whole(key, least)
+        self.whole(key)
     }
 
-    fn whole(&mut self, key: &str, least: usize) -> Option<usize> {
-        let found = self.value(key)?;
-        let number = found.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| (least..=1 << 30).contains(n));
+    fn whole(&mut self, key: &str) -> Option<usize> {
+        let (found, range) = (self.value(key)?, range(key));
+        let number = found.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n));
         if number.is_none() {
-            self.problems.push(format!("{key} is {found}; a whole number from {least} to 2^30 is needed"));
+            let (found, (least, most)) = (shown_json(found), range.into_inner());
+            self.problems.push(format!("{key} is {found}; a whole number from {least} to {most} is needed"));
         }
         number
     }
@@ -191,6 +213,7 @@ impl Reader<'_> {
         let Some(found) = self.value(key) else { return Some(default) };
         let number = found.as_f64().map(|x| x as f32).filter(|x| *x > 0.0 && x.is_finite());
         if number.is_none() {
+            let found = shown_json(found);
             self.problems.push(format!("{key} is {found}; a positive number is needed"));
         }
         number
@@ -205,14 +228,19 @@ impl Reader<'_> {
     /// The key's value, or what the tensors show; a disagreement is a problem.
     fn agree(&mut self, key: &str, shown: Option<usize>, place: &str) -> Option<usize> {
         if self.value(key).is_none() {
-            if let Some(shown) = shown {
-                self.json.insert(key.into(), shown.into());
-            } else {
+            let Some(shown) = shown else {
                 self.problems.push(format!("{key} is missing, and no tensor shows it; add it"));
+                return None;
+            };
+            if !range(key).contains(&shown) {
+                let (least, most) = range(key).into_inner();
+                self.problems.push(format!("{place} is {shown}, but {key} is from {least} to {most}"));
+                return None;
             }
-            return shown;
+            self.json.insert(key.into(), shown.into());
+            return Some(shown);
         }
-        let stated = self.whole(key, 1)?;
+        let stated = self.whole(key)?;
         if let Some(shown) = shown.filter(|shown| *shown != stated) {
             self.problems.push(format!("{key} is {stated}, but {place} is {shown}"));
         }
@@ -248,6 +276,7 @@ impl Reader<'_> {
             None => None,
             Some(Value::Bool(stated)) => Some(*stated),
             Some(other) => {
+                let other = shown_json(other);
                 self.problems.push(format!("CVAE is {other}; true or false is needed"));
                 return None;
             }
@@ -271,11 +300,37 @@ impl Reader<'_> {
     }
 }
 
+/// The whole numbers that a key can have.
+fn range(key: &str) -> RangeInclusive<usize> {
+    let least = usize::from(!key.ends_with("_token_id"));
+    least..=if key == "n_layer" { MAX_LAYERS } else { 1 << 30 }
+}
+
+/// The number of parameters: every layer after the first adds the same.
+fn parameters(dims: &Dims) -> u128 {
+    let count = |layers| -> u128 {
+        let specs = Params::specs(&Dims { layers, ..*dims }, 1.0);
+        specs.list().iter().map(|spec| spec.shape.iter().map(|&n| n as u128).product::<u128>()).sum()
+    };
+    let (one, two) = (count(1), count(2));
+    one + (two - one) * (dims.layers as u128 - 1)
+}
+
+/// A value where another was expected, as a message can carry it.
+fn shown_json(value: &Value) -> String {
+    match value {
+        Value::String(text) => quoted(text),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.to_string(),
+    }
+}
+
 /// Missing, unknown and misshapen tensors.
 fn check_tensors(config: &Config, shapes: &Shapes) -> Vec<String> {
     let blocks = shapes.keys().filter(|name| name.contains(".h.")).count();
     if config.dims.layers > blocks {
-        // already reported as a contradiction; a hostile n_layer must not make a list of its own size
+        // already reported as a contradiction
         return Vec::new();
     }
     let specs = config.specs();
@@ -293,8 +348,13 @@ fn check_tensors(config: &Config, shapes: &Shapes) -> Vec<String> {
     let known: std::collections::BTreeSet<&str> = specs.iter().map(|spec| spec.name.as_str()).collect();
     for name in shapes.keys().filter(|name| !known.contains(name.as_str())) {
         if name != super::params::TIED_HEAD.0 {
-            problems.push(format!("{name} is not a tensor of this model"));
+            problems.push(format!("{} is not a tensor of this model", quoted(name)));
         }
+    }
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    if more > 0 {
+        problems.truncate(MAX_PROBLEMS);
+        problems.push(format!("and {more} more"));
     }
     problems
 }
@@ -326,7 +386,12 @@ mod tests {
 
     #[test]
     fn preset_has_the_published_number_of_parameters() {
-        let count = |name| Config::preset(name).unwrap().specs().list().iter().map(|s| s.len()).sum::<usize>();
+        let count = |name| {
+            let config = Config::preset(name).unwrap();
+            let count = config.specs().list().iter().map(|s| s.len()).sum::<usize>();
+            assert_eq!(parameters(&config.dims), count as u128);
+            count
+        };
         assert_eq!(count("randeng-226m"), 215_815_168);
         assert_eq!(count("randeng-cvae-226m") / 100_000, 2_252);
     }
@@ -368,11 +433,59 @@ mod tests {
         assert_eq!(found.len(), 3, "{found:?}");
     }
 
+    /// A list of problems does not write to the terminal what a file wants written, nor without end.
+    #[test]
+    fn names_and_values_are_quoted_and_bounded() {
+        let mut shapes = shapes(&Config::resolve(Path::new("c"), small(), None).unwrap());
+        shapes.extend((0..200).map(|i| (format!("\u{1b}[2J\n{i}{}", "x".repeat(1000)), vec![1])));
+        let mut map = small();
+        map.insert("activation_function".into(), json!("\u{9b}2J".repeat(1000)));
+        map.insert("layer_norm_epsilon".into(), json!(["\u{9b}2J".repeat(1000)]));
+        map.insert("CVAE".into(), json!({"\u{9b}2J": 1}));
+        let all = [problems(map, &shapes), problems(small(), &shapes)].concat();
+        assert!(all.iter().all(|line| line.len() < 1000 && !line.contains(char::is_control)), "{all:?}");
+        assert_eq!((all.len(), all.last().unwrap().as_str()), (3 + 51, "and 150 more"), "{all:?}");
+    }
+
+    /// Sizes that a file of weights shows are no better than those that a configuration states.
+    #[test]
+    fn empty_tensors_show_no_size() {
+        let full = shapes(&Config::resolve(Path::new("c"), small(), None).unwrap());
+        for (key, tensor, axis) in [
+            ("vocab_size", "model.encoder.transformer.wte.weight", 0),
+            ("n_positions", "model.encoder.transformer.wpe.weight", 0),
+            ("n_embd", "model.encoder.transformer.wte.weight", 1),
+            ("n_inner", "model.encoder.transformer.h.0.mlp.c_fc.weight", 1),
+            ("latent_dim", "model.decoder.transformer.linear_emb_layers.0.weight", 1),
+        ] {
+            for size in [0, 1 << 31] {
+                let (mut map, mut shapes) = (small(), full.clone());
+                map.remove(key);
+                shapes.get_mut(tensor).unwrap()[axis] = size;
+                let found = problems(map, &shapes);
+                let wanted = format!("axis {axis} of {tensor} is {size}, but {key} is from 1 to");
+                assert!(found.iter().any(|line| line.contains(&wanted)), "{wanted} not in {found:?}");
+            }
+        }
+        let (mut map, mut shapes) = (small(), full);
+        map.remove("n_layer");
+        shapes.insert("model.encoder.transformer.h.99999.ln_1.bias".into(), vec![1]);
+        assert!(problems(map, &shapes)[0].contains("is 100000, but n_layer is from 1 to 4096"));
+    }
+
     #[test]
     fn absurd_sizes_are_refused() {
-        let mut map = small();
-        map.insert("n_layer".into(), json!(1u64 << 40));
-        assert!(Config::resolve(Path::new("c"), map, None).is_err());
+        let refused = |sizes: &[(&str, u64)]| {
+            let mut map = small();
+            map.extend(sizes.iter().map(|(key, size)| ((*key).into(), json!(size))));
+            Config::resolve(Path::new("c"), map, None).unwrap_err().to_string()
+        };
+        for layers in [1 << 40, 1 << 29, 4097] {
+            let error = refused(&[("n_layer", layers)]);
+            assert!(error.contains(&format!("n_layer is {layers}; a whole number from 1 to 4096")), "{error}");
+        }
+        let error = refused(&[("vocab_size", 1 << 30), ("n_embd", 3 << 28), ("n_layer", 4096)]);
+        assert!(error.contains("parameters; at most 68719476736 are supported"), "{error}");
         let shapes = shapes(&Config::resolve(Path::new("c"), small(), None).unwrap());
         let mut map = small();
         map.insert("n_layer".into(), json!(1 << 29));

@@ -2,15 +2,19 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::num::NonZero;
 use std::path::Path;
+use std::thread::available_parallelism;
 
 use rayon::prelude::*;
 
+use super::Model;
+use super::config::{Config, MAX_BYTES};
 use super::params::{Spec, TIED_HEAD};
-use super::{Config, Model};
 use crate::backend::{Backend, Matrix};
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Checkpoint;
+use crate::io::read_small;
 
 /// Parameters that are read at the same time at most: each is held twice until it is prepared.
 const READERS: usize = 4;
@@ -22,17 +26,16 @@ impl Config {
     /// As [`Config::parse`]; and a head that is not the decoder's embedding.
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let path = checkpoint.dir().join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-        Self::checked(&path, &text, checkpoint)
+        Self::checked(&path, &read_small(&path, MAX_BYTES)?, checkpoint)
     }
 
-    /// As [`read`](Self::read), from `text`, the content of the file at `path`.
+    /// As [`read`](Self::read), from `json`, the content of the file at `path`.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn checked(path: &Path, text: &str, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn checked(path: &Path, json: &[u8], checkpoint: &Checkpoint) -> Result<Self> {
         let shape = |name: &str| Some((name.to_owned(), checkpoint.get(name)?.shape.clone()));
-        let config = Config::parse(path, text, Some(&checkpoint.names().filter_map(shape).collect()));
+        let config = Config::parse(path, json, Some(&checkpoint.names().filter_map(shape).collect()));
         match (config, untied(checkpoint)?) {
             (config, None) => config,
             (Ok(_), Some(problem)) => Err(Error::Mismatch { path: path.to_path_buf(), problems: vec![problem] }),
@@ -63,7 +66,8 @@ impl<B: Backend> Model<B> {
     /// one is read, so that no second copy of the model is ever held.
     ///
     /// # Errors
-    /// Those of `read`, and of the device when memory runs out.
+    /// Those of `read`, and of the device when memory runs out; and `read` gives another number of values than a
+    /// parameter has.
     pub fn load<'a>(
         backend: B,
         config: Config,
@@ -72,7 +76,10 @@ impl<B: Backend> Model<B> {
         let specs = config.specs();
         let prepare = |spec: &Spec| -> Result<_> {
             let data = read(spec)?;
-            debug_assert_eq!(data.len(), spec.len());
+            if data.len() != spec.len() {
+                let message = format!("{} values were read, but its shape is {:?}", data.len(), spec.shape);
+                return Err(Error::input(&spec.name, message));
+            }
             Ok(match spec.role {
                 Some(role) => {
                     let matrix = Matrix { data: &data, rows: spec.shape[0], cols: spec.shape[1] };
@@ -81,7 +88,7 @@ impl<B: Backend> Model<B> {
                 None => Leaf::Vector(backend.real_from(&data)?),
             })
         };
-        let threads = rayon::current_num_threads().min(READERS);
+        let threads = available_parallelism().map_or(1, NonZero::get).min(READERS);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
         let pool = pool.map_err(|e| Error::Unsupported(format!("no threads to read the model with: {e}")))?;
         // in order, so that the two largest, far apart in the list, are not held at the same time

@@ -2,6 +2,7 @@
 
 use crate::backend::Role;
 use crate::dims::Dims;
+pub use crate::io::checkpoint::TIED_HEAD;
 
 tree! {
     /// Layer normalisation.
@@ -84,9 +85,6 @@ tree! {
         pooling: vectors,
     }
 }
-
-/// The name of the head, which shares the decoder's token embedding.
-pub const TIED_HEAD: (&str, &str) = ("model.decoder.lm_head.weight", "model.decoder.transformer.wte.weight");
 
 /// What a parameter starts as (spec of the published `_init_weights`).
 #[derive(Clone, Copy, Debug, PartialEq)]

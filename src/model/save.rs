@@ -10,7 +10,7 @@ use super::Config;
 use super::params::Spec;
 use crate::error::{Error, Result};
 use crate::io::ElementType;
-use crate::io::safetensors::{self, Existing, Header};
+use crate::io::safetensors::{self, Header};
 
 /// The files that [`save`] writes.
 pub const FILES: [&str; 2] = ["config.json", "model.safetensors"];
@@ -38,7 +38,7 @@ pub fn save(
     let specs = specs.list();
     let header = |spec: &&Spec| Header { name: spec.name.clone(), dtype, shape: spec.shape.clone() };
     let headers: Vec<Header> = specs.iter().map(header).collect();
-    safetensors::write(&weights_path, &[("format", "pt")], &headers, Existing::Refuse, |i| {
+    safetensors::write(&weights_path, &[("format", "pt")], &headers, |i| {
         let values = read(i, specs[i])?;
         to_bytes(&values, dtype)
             .map(Cow::Owned)

@@ -12,7 +12,7 @@ mod norm;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::backend::{HostFloat, Matrix, Role, Storage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The f64 reference device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,6 +38,10 @@ impl Storage for Reference {
     }
 
     fn weight(&self, matrix: Matrix<'_>, _role: Role) -> Result<Array2<f64>> {
+        let found = matrix.data.len();
+        if matrix.rows.checked_mul(matrix.cols) != Some(found) {
+            return Err(Error::input("matrix", format!("{} x {} has {found} values", matrix.rows, matrix.cols)));
+        }
         Ok(Array2::from_shape_fn((matrix.rows, matrix.cols), |(r, c)| f64::from(matrix.data[r * matrix.cols + c])))
     }
 
@@ -79,4 +83,17 @@ fn view_mut(x: &mut [f64], rows: usize, width: usize) -> ArrayViewMut2<'_, f64> 
 /// The token range of span `row`.
 fn span(bounds: &[u32], row: usize) -> std::ops::Range<usize> {
     bounds[2 * row] as usize..bounds[2 * row + 1] as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_has_all_its_values() {
+        for (rows, cols) in [(2, 2), (1, 2), (usize::MAX, 3)] {
+            assert!(Reference.weight(Matrix { data: &[0.0; 3], rows, cols }, Role::Linear).is_err());
+        }
+        assert!(Reference.weight(Matrix { data: &[0.0; 3], rows: 1, cols: 3 }, Role::Linear).is_ok());
+    }
 }

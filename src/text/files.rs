@@ -1,13 +1,16 @@
 //! The tokenizer files of a Hugging Face directory, read into one [`Definition`] whichever of them are there.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::io::read_small;
+
+/// The longest file that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 26;
 
 /// The bytes of a tokenizer that is not in a directory, e.g. one compiled into the binary.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +31,10 @@ pub(super) struct Definition {
     /// The file that holds the vocabulary.
     pub path: PathBuf,
     pub tokens: Vec<String>,
+    /// The tokens' ids.
+    pub ids: HashMap<String, u32>,
+    /// The tokens that a list of added ones names: text is not divided inside them.
+    pub added: Vec<u32>,
     pub lowercase: bool,
     pub chinese_chars: bool,
     pub strip_accents: Option<bool>,
@@ -46,9 +53,9 @@ impl Definition {
         let vocab = dir.join("vocab.txt");
         let json = dir.join("tokenizer.json");
         let mut definition = if vocab.exists() {
-            Self::from_vocab(&vocab, &read(&vocab)?)?
+            Self::from_vocab(&vocab, &read_file(&vocab)?)?
         } else if json.exists() {
-            Self::from_tokenizer_json(&json, &read(&json)?)?
+            Self::from_tokenizer_json(&json, &read_file(&json)?)?
         } else {
             return Err(Error::format(
                 dir,
@@ -58,13 +65,13 @@ impl Definition {
         };
         let added = dir.join("added_tokens.json");
         if added.exists() {
-            let ids: HashMap<String, u32> = parse(&added, &read(&added)?)?;
+            let ids: HashMap<String, u32> = parse(&added, &read_file(&added)?)?;
             definition.add(&added, ids.into_iter().map(|(token, id)| (id, token)).collect())?;
         }
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             let path = dir.join(name);
             if path.exists() {
-                definition.configure(&path, &read(&path)?)?;
+                definition.configure(&path, &read_file(&path)?)?;
             }
         }
         Ok(definition)
@@ -137,9 +144,9 @@ impl Definition {
     }
 
     fn from_tokens(path: &Path, tokens: Vec<String>) -> Result<Self> {
-        let mut seen = HashMap::with_capacity(tokens.len());
-        for (id, token) in tokens.iter().enumerate() {
-            if let Some(first) = seen.insert(token, id) {
+        let mut ids = HashMap::with_capacity(tokens.len());
+        for (id, token) in (0..).zip(&tokens) {
+            if let Some(first) = ids.insert(token.clone(), id) {
                 let message = format!("lines {} and {} are both {token:?}; a token has one id", first + 1, id + 1);
                 return Err(Error::format(path, message));
             }
@@ -147,6 +154,8 @@ impl Definition {
         Ok(Definition {
             path: path.to_path_buf(),
             tokens,
+            ids,
+            added: Vec::new(),
             lowercase: true,
             chinese_chars: true,
             strip_accents: None,
@@ -192,11 +201,11 @@ impl Definition {
     /// Appends tokens whose ids the file at `path` fixes.
     fn add(&mut self, path: &Path, added: BTreeMap<u32, String>) -> Result<()> {
         for (id, token) in added {
-            let len = self.tokens.len();
-            if id as usize == len && !self.tokens.contains(&token) {
-                self.tokens.push(token);
-            } else if self.tokens.get(id as usize) != Some(&token) {
-                let there = self.tokens.iter().position(|t| *t == token);
+            let (len, there) = (self.tokens.len(), self.ids.get(&token));
+            if id as usize == len && there.is_none() {
+                self.tokens.push(token.clone());
+                self.ids.insert(token, id);
+            } else if there != Some(&id) {
                 let there = there.map_or("is not in the vocabulary".into(), |id| format!("has the id {id} there"));
                 let message = format!(
                     "adds {token:?} as id {id}, but it {there}, and {} has {len} tokens; the two files belong to \
@@ -205,13 +214,18 @@ impl Definition {
                 );
                 return Err(Error::format(path, message));
             }
+            self.added.push(id);
         }
         Ok(())
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|e| Error::io(path, e))
+/// The content of one of a tokenizer's files.
+///
+/// # Errors
+/// As [`read_small`].
+pub fn read_file(path: &Path) -> Result<Vec<u8>> {
+    read_small(path, MAX_BYTES)
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T> {

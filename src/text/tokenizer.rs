@@ -1,15 +1,14 @@
 //! BERT's WordPiece tokenizer with `<BOS>` and `<EOS>`: text to ids.
 //!
-//! Normalisation, pre-tokenisation and WordPiece (Devlin et al. 2019) are those of the `tokenizers` crate. Special tokens
-//! are recognised in text before it is normalised, as Hugging Face's `BertTokenizer` does, and encode to their one id.
+//! Normalisation, pre-tokenisation and WordPiece (Devlin et al. 2019) are those of the `tokenizers` crate. Special and
+//! added tokens are recognised in text before it is normalised, as Hugging Face's `BertTokenizer` does, and encode to
+//! their one id.
 //!
 //! The crate is Hugging Face's fast tokenizer. From the slow one it differs for rare characters only: where its Unicode
 //! tables are older (punctuation and format characters newer than Unicode 8), and U+2B820 to U+2B91F, ideographs that it
 //! does not split.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use tokenizers::models::wordpiece::WordPiece;
@@ -20,7 +19,7 @@ use tokenizers::{
     PreTokenizedString, PreTokenizer, TokenizerImpl,
 };
 
-use super::files::{Definition, Source};
+use super::files::{Definition, Source, read_file};
 use crate::error::{Error, Result};
 
 type Inner = TokenizerImpl<WordPiece, BertNormalizer, BertPreTokenizer, PostProcessorWrapper, DecoderWrapper>;
@@ -102,8 +101,7 @@ impl Tokenizer {
     /// The file cannot be read, is empty, is not UTF-8, has an empty or repeated line, or lacks `[UNK]` or `[PAD]`.
     pub fn from_vocab(path: impl AsRef<Path>, conditional: bool) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-        Self::build(Definition::from_vocab(path, &bytes)?, conditional)
+        Self::build(Definition::from_vocab(path, &read_file(path)?)?, conditional)
     }
 
     /// As [`from_dir`](Self::from_dir), from files in memory.
@@ -115,10 +113,9 @@ impl Tokenizer {
     }
 
     fn build(definition: Definition, conditional: bool) -> Result<Self> {
-        let Definition { path, mut tokens, lowercase, chinese_chars, strip_accents, .. } = definition;
+        let Definition { path, mut tokens, mut ids, added, lowercase, chinese_chars, strip_accents, .. } = definition;
         let Definition { unk, pad, bos, eos, cls, sep, mask, additional, .. } = definition;
         let in_file = tokens.len();
-        let mut ids: HashMap<String, u32> = tokens.iter().cloned().zip(0..).collect();
 
         let structural: &[&str] = if conditional { &[ENT, ENS] } else { &[] };
         let wanted = [bos.as_str(), eos.as_str()].into_iter().chain(structural.iter().copied());
@@ -164,8 +161,9 @@ impl Tokenizer {
         let mut inner = Inner::new(model);
         inner.with_normalizer(Some(normalizer)).map_err(library)?;
         inner.with_pre_tokenizer(Some(BertPreTokenizer));
-        let added = special.iter().map(|&id| AddedToken::from(tokens[id as usize].clone(), true));
-        inner.add_special_tokens(added).map_err(library)?;
+        // Those that are merely added are special to the library too: it finds such tokens in text as it is written.
+        let whole = special.iter().chain(&added).map(|&id| AddedToken::from(tokens[id as usize].clone(), true));
+        inner.add_special_tokens(whole).map_err(library)?;
 
         Ok(Tokenizer { path, inner, tokens, special, specials, in_file })
     }

@@ -69,9 +69,12 @@ fn ids(file: &Checkpoint, name: &str) -> Result<Vec<Vec<u32>>> {
     let Some(width) = shape.last().copied().filter(|width| *width > 0 && shape.len() <= 2 && !values.is_empty()) else {
         return Err(malformed(file, format!("{name} has shape {shape:?}; rows of ids are needed")));
     };
-    let id =
-        |&value: &i64| u32::try_from(value).map_err(|_| malformed(file, format!("{name} holds {value}, not an id")));
-    values.chunks(width).map(|row| row.iter().map(id).collect()).collect()
+    values.chunks(width).map(|row| row.iter().map(|value| id(file, name, *value)).collect()).collect()
+}
+
+/// One value of a tensor of ids.
+pub(super) fn id(file: &Checkpoint, name: &str, value: i64) -> Result<u32> {
+    u32::try_from(value).map_err(|_| malformed(file, format!("{name} holds {value}, not an id")))
 }
 
 fn malformed(file: &Checkpoint, message: String) -> Error {

@@ -2,6 +2,10 @@
 
 use crate::dtype::Dtype;
 
+/// The largest error of the sampler's probabilities that passes, relative to their root mean square: the recorded ones are
+/// f32.
+pub(super) const PROBABILITY: f64 = 1e-6;
+
 /// The largest error of a tensor's elements that passes, relative to the tensor's root mean square.
 ///
 /// The recorded values are f64 results rounded to f32, so f64 arithmetic comes within their rounding; f32 arithmetic

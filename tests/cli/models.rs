@@ -107,6 +107,60 @@ fn every_disagreement_is_listed() {
     }
 }
 
+/// What is quick to check is checked before the weights are read.
+#[test]
+fn a_wrong_vocabulary_is_seen_first() {
+    let dir = Dir::new();
+    let model = dir.model("vae");
+    let mut weights = fs::read(Path::new(&model).join(WEIGHTS)).unwrap();
+    let at = weights.len() - 4;
+    weights[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    dir.write(&format!("vae/{WEIGHTS}"), weights);
+    assert!(run(&["sample", "--model", &model]).fails(1).contains("no finite number"));
+    dir.write("vae/vocab.txt", vocabulary(150, &[]));
+    assert!(run(&["sample", "--model", &model]).fails(1).contains("vocab_size is 157"));
+}
+
+/// A pipe is not waited for, and a device without end not read, whichever file of a model they stand for.
+#[cfg(unix)]
+#[test]
+fn side_files_are_regular_and_small() {
+    let dir = Dir::new();
+    let [pipe, zero] = ["pipe", "zero"].map(|name| dir.path(name));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::os::unix::fs::symlink("/dev/zero", &zero).unwrap();
+    let refused = |args: &[&str], name: &str| {
+        let mut command = della(args);
+        command.timeout(std::time::Duration::from_secs(20));
+        let found = finish(command);
+        let all = format!("{}{}", found.out, found.err);
+        assert!(all.contains(name) && all.contains("is not a regular file"), "{args:?}: {all}");
+        found.fails(1);
+    };
+    let (model, out) = (dir.model("vae"), dir.path("out"));
+    for bad in [&pipe, &zero] {
+        refused(&["tokenize", "--vocab", bad, "x"], bad);
+        refused(&["init", "--config", bad, "--output", &out], bad);
+        for (name, commands) in [
+            ("sampling.json", &[&["verify", "--sampling", &model][..]][..]),
+            ("config.json", &[&["tokenize", "--model", &model, "x"], &["inspect", "--model", &model]]),
+            ("special_tokens_map.json", &[&["inspect", "--model", &model]]),
+            ("vocab.txt", &[&["inspect", "--model", &model], &["convert", "--model", &model, "--output", &out]]),
+        ] {
+            let path = Path::new(&model).join(name);
+            let kept = fs::read(&path);
+            let _ = fs::remove_file(&path);
+            std::os::unix::fs::symlink(bad, &path).unwrap();
+            commands.iter().for_each(|args| refused(args, name));
+            fs::remove_file(&path).unwrap();
+            if let Ok(kept) = kept {
+                fs::write(&path, kept).unwrap();
+            }
+            let _ = fs::remove_dir_all(&out);
+        }
+    }
+}
+
 #[test]
 fn conversion_keeps_the_model() {
     let dir = Dir::new();
