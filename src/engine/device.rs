@@ -1,0 +1,139 @@
+//! Devices: the only file that names the backends together.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+
+use super::Engine;
+use crate::backend::Backend;
+use crate::cpu::{self, Cpu, Features, Isa, gemm};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::io::checkpoint::Checkpoint;
+use crate::model::{Config, Model};
+use crate::reference::Reference;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Device {
+    /// The fastest that is there.
+    #[default]
+    Auto,
+    /// The f64 oracle: slow.
+    Reference,
+    /// This machine's cores.
+    Cpu,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Device::Auto => "auto",
+            Device::Reference => "reference",
+            Device::Cpu => "cpu",
+        })
+    }
+}
+
+/// Where and how a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// The device.
+    pub device: Device,
+    /// Precision of activations and weights; `None` takes the device's own.
+    pub dtype: Option<Dtype>,
+    /// Threads on the CPU; `None` takes one for each core.
+    pub threads: Option<usize>,
+}
+
+impl DeviceOptions {
+    /// The precision that a model will have.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(match self.device {
+            Device::Reference => Dtype::F64,
+            Device::Auto | Device::Cpu => Dtype::F32,
+        })
+    }
+}
+
+/// Reads a model, a directory or a file of weights in one, and prepares it for a device.
+///
+/// # Errors
+/// Everything that can be wrong with the directory: see [`Config::parse`] and [`Checkpoint::open`].
+pub fn open(path: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
+    let checkpoint = Checkpoint::open(path)?;
+    let config = Config::read(&checkpoint)?;
+    prepare(config, &checkpoint, device)
+}
+
+/// Prepares the weights of `checkpoint`, which `config` was checked against, for a device.
+///
+/// # Errors
+/// The weights cannot be read; the device cannot be had.
+pub fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
+    match (options.device, options.dtype()) {
+        (Device::Reference, Dtype::F64) => load(Reference, config, checkpoint),
+        (Device::Auto | Device::Cpu, Dtype::F32) => {
+            let cpu = Cpu::new(cpu::Options { threads: options.threads, ..Default::default() }.or_env()?)?;
+            load(cpu, config, checkpoint)
+        }
+        (device, dtype) => Err(Error::Unsupported(format!("the {device} device does not compute in {dtype}"))),
+    }
+}
+
+fn load<B: Backend>(backend: B, config: Config, checkpoint: &Checkpoint) -> Result<Box<dyn Engine>> {
+    let model = Model::load(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned))?;
+    Ok(Box::new(model))
+}
+
+/// One of several ways to compute, and whether it is taken.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its name, as the variable that chooses it has it.
+    pub name: &'static str,
+    /// Why it cannot be taken.
+    pub obstacle: Option<String>,
+    /// Whether it is the one that is taken.
+    pub chosen: bool,
+}
+
+/// How the CPU device computes on this machine.
+#[derive(Clone, Debug)]
+pub struct CpuReport {
+    /// The processor features that decide about speed, and which of them are present.
+    pub features: Vec<(&'static str, bool)>,
+    /// Instruction sets, slowest first.
+    pub isas: Vec<Candidate>,
+    /// Matrix products, best first.
+    pub gemms: Vec<Candidate>,
+    /// Threads that work on an operation together; or why the device cannot be had.
+    pub threads: Result<usize, String>,
+}
+
+/// What the CPU device finds on this machine and chooses, with the variables of the environment applied.
+pub fn describe_cpu() -> CpuReport {
+    let cpu = cpu::Options::default().or_env().and_then(Cpu::new);
+    let chosen = cpu.as_ref().ok();
+    let obstacle = |isa: Isa| match chosen {
+        _ if isa.token().is_none() => Some(format!("the processor lacks {isa}")),
+        Some(cpu) if cpu.isa() < isa => Some(format!("DELLA_ISA allows {} at most", cpu.isa())),
+        _ => None,
+    };
+    let isas = Isa::ALL.map(|isa| Candidate {
+        name: isa.name(),
+        obstacle: obstacle(isa),
+        chosen: chosen.is_some_and(|cpu| cpu.isa() == isa),
+    });
+    let gemms = gemm::REGISTRY.iter().map(|entry| Candidate {
+        name: entry.name,
+        obstacle: obstacle(entry.isa),
+        chosen: chosen.is_some_and(|cpu| cpu.gemm() == entry.name),
+    });
+    CpuReport {
+        features: Features::detect().iter().collect(),
+        isas: isas.into(),
+        gemms: gemms.collect(),
+        threads: cpu.as_ref().map(Cpu::threads).map_err(Error::to_string),
+    }
+}
