@@ -262,11 +262,11 @@ fn what_the_model_cannot_read_is_refused() {
     assert!(model.logits(&[&[1]], wrong).unwrap_err().to_string().contains("[1, 4, 12] is needed"));
 }
 
-/// The number of elements overflows, or fits no memory.
+/// The number of elements overflows, to 0 at that, or fits no memory.
 #[test]
 fn a_cache_that_fits_nowhere_is_an_error() {
     let model = model(1);
-    for slots in [usize::MAX / 2, usize::MAX / 64 / model.config.dims.hidden] {
+    for slots in [usize::MAX / 16 + 1, usize::MAX / 64 / model.config.dims.hidden] {
         let message = Cache::new(&model.backend, &model.config.dims, slots, 16).err().unwrap().to_string();
         assert!(message.contains("fewer rows at a time"), "{message}");
     }

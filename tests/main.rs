@@ -13,6 +13,8 @@ mod golden;
 mod layering;
 /// Weights from files, whole and damaged.
 mod loaders;
+/// The memory that opening a model takes.
+mod memory;
 /// Every op on every device against the oracle, and bit for bit against itself.
 mod ops;
 /// Sampling: recorded cases, and what holds for any logits.
