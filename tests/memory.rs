@@ -22,7 +22,7 @@ fn write_model(dir: &Path) -> usize {
         "vocab_size": 4889, "n_positions": 64, "n_embd": 256, "n_layer": 10, "n_head": 4, "latent_dim": 32, "CVAE": false,
         "bos_token_id": 4887, "eos_token_id": 4888, "pad_token_id": 0,
     });
-    let config = Config::parse(Path::new("config.json"), &json.to_string(), None).unwrap();
+    let config = Config::parse(Path::new("config.json"), json.to_string().as_bytes(), None).unwrap();
     save(dir, &config, ElementType::F32, &mut |i, spec| Ok(spec.initial(0, i))).unwrap();
     fs::copy(vocab, dir.join("vocab.txt")).unwrap();
     config.specs().list().iter().map(|spec| 4 * spec.len()).sum()
