@@ -23,8 +23,10 @@ impl Op for Attention<'_> {
         let spans = Spans::of_lengths(b, self.lengths.iter().copied()).unwrap();
         let len = spans.tokens * self.dims.width();
         let mut y = stale_act(b, len);
-        b.attention_fwd(&mut y, &act(b, &self.qkv()), &spans, self.dims);
-        vec![("y", read_act(b, &y, len))]
+        let lse_len = spans.tokens * self.dims.heads;
+        let mut lse = stale(b, lse_len);
+        b.attention_fwd(&mut y, &mut lse, &act(b, &self.qkv()), &spans, self.dims);
+        vec![("y", read_act(b, &y, len)), ("lse", read(b, &lse, lse_len))]
     }
 }
 

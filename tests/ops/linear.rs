@@ -58,7 +58,7 @@ impl Op for Products {
         let (mut y, mut gelu, mut residual) = (stale_act(b, len), stale_act(b, len), stale_act(b, len));
         let (mut head, mut plain, mut sum) = (stale(b, len), stale(b, len), real(b, &other));
         b.linear_fwd(&mut y, &act_x, &linear, &bias, rows);
-        b.linear_gelu_fwd(&mut gelu, &act_x, &linear, &bias, rows);
+        b.linear_gelu_fwd(&mut gelu, None, &act_x, &linear, &bias, rows);
         b.linear_residual_fwd(&mut residual, &act(b, &other), &act_x, &linear, &bias, rows);
         b.head_fwd(&mut head, &act_x, &transposed(Role::TiedTable), rows);
         b.latent_linear_fwd(&mut plain, &real_x, &latent, rows, false);
