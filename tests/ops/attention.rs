@@ -4,7 +4,7 @@ use della::backend::{AttentionDims, Backend, CacheRows, Spans};
 
 use crate::util::close::{Tolerance, assert_close, assert_same_bits};
 use crate::util::normal;
-use crate::util::op::{Op, Outputs, act, check, ids, machines, name, read_act, stale_act};
+use crate::util::op::{Op, Outputs, act, check, ids, machines, name, read, read_act, stale, stale_act};
 
 /// Attention over sequences of these lengths.
 struct Attention<'a> {

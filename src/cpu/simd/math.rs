@@ -84,16 +84,17 @@ pub fn gelu<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.div(x, s.add(s.splat(1.0), exp(s, t)))
 }
 
-/// The derivative of [`gelu`]: with `σ = 1 / (1 + e⁻²ᵘ)` it is `σ + x σ (1 − σ) 2u'`.
+/// The derivative of [`gelu`]: with `e = e⁻²ᵘ` and `σ = 1 / (1 + e)` it is `σ + x 2u' σ eσ`, where `eσ = 1 − σ` without
+/// its cancellation.
 #[inline(always)]
 pub fn gelu_slope<S: Simd>(s: S, x: S::F32) -> S::F32 {
-    // Beyond these bounds it is 0 or 1, and powers of x would overflow. The operand order lets NaN through.
-    let x = s.max(s.splat(-16.0), s.min(s.splat(16.0), x));
+    // Beyond these bounds it is 0 or 1 to 35 digits, and e would overflow. The operand order lets NaN through.
+    let x = s.max(s.splat(-10.0), s.min(s.splat(10.0), x));
     let (one, square) = (s.splat(1.0), s.mul(x, x));
-    let t = s.mul(x, s.fma(square, s.splat(GELU_CUBIC), s.splat(GELU_LINEAR)));
-    let sigma = s.div(one, s.add(one, exp(s, t)));
+    let e = exp(s, s.mul(x, s.fma(square, s.splat(GELU_CUBIC), s.splat(GELU_LINEAR))));
+    let sigma = s.div(one, s.add(one, e));
     let slope = s.fma(square, s.splat(-3.0 * GELU_CUBIC), s.splat(-GELU_LINEAR));
-    s.fma(s.mul(s.mul(x, slope), sigma), s.sub(one, sigma), sigma)
+    s.fma(s.mul(s.mul(x, slope), sigma), s.mul(e, sigma), sigma)
 }
 
 /// `ln x`, within 2 ulp; −∞ at zero, NaN below it.
