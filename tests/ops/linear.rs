@@ -213,13 +213,15 @@ impl Gradient for ProductGradient {
 
 #[test]
 fn every_backward_product() {
-    let all: Vec<Cpu> = products().into_iter().chain(machines()).collect();
+    let (products, machines) = (products(), machines());
     // beside the shapes of the forward products some that are longer than the pieces that are packed at a time
     for (rows, inputs, outputs) in SHAPES.into_iter().chain([(2049, 9, 5), (3, 40, 2100), (1025, 65, 1030)]) {
         for product in PRODUCTS {
+            // the slope of gelu is a matter of instructions, all else of the matrix product
+            let cpus = if let Product::LinearGelu = product { &machines } else { &products };
             let op = ProductGradient { product, rows, inputs, outputs };
             let tolerance = Tolerance::sum(outputs.max(rows).max(inputs));
-            check_backward(&format!("{product:?} {rows}x{inputs}x{outputs}"), &op, tolerance, &all);
+            check_backward(&format!("{product:?} {rows}x{inputs}x{outputs}"), &op, tolerance, cpus);
         }
     }
 }
