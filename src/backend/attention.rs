@@ -34,8 +34,33 @@ pub struct CacheRows<B: Storage> {
 pub trait AttentionOps: Storage {
     /// Attention within each span.
     ///
-    /// `y (N, C)`; `qkv (N, 3C)`: queries, keys and values side by side, heads side by side in each.
-    fn attention_fwd(&self, y: &mut Self::Act, qkv: &Self::Act, spans: &Spans<Self>, dims: AttentionDims);
+    /// `y (N, C)`; saved: `lse (N, H)`, the logarithm of each softmax's denominator; `qkv (N, 3C)`: queries, keys and
+    /// values side by side, heads side by side in each.
+    fn attention_fwd(
+        &self,
+        y: &mut Self::Act,
+        lse: &mut Self::Real,
+        qkv: &Self::Act,
+        spans: &Spans<Self>,
+        dims: AttentionDims,
+    );
+
+    /// The gradient by queries, keys and values. With `p_ts = exp(q_t · k_s / √D − lse_t)` and
+    /// `g_ts = p_ts (dy_t · v_s − dy_t · y_t)`: `dv_s = Σ_t p_ts dy_t`, `dq_t = Σ_s g_ts k_s / √D`,
+    /// `dk_s = Σ_t g_ts q_t / √D` (Dao et al. 2022, without the T×T matrix).
+    ///
+    /// `dqkv (N, 3C)`; `dy`, `y (N, C)`; the rest as in [`attention_fwd`](Self::attention_fwd). What lies outside the
+    /// spans is left alone.
+    fn attention_bwd(
+        &self,
+        dqkv: &mut Self::Act,
+        dy: &Self::Act,
+        y: &Self::Act,
+        lse: &Self::Real,
+        qkv: &Self::Act,
+        spans: &Spans<Self>,
+        dims: AttentionDims,
+    );
 
     /// Appends the new tokens' keys and values to the cache and attends over it.
     ///

@@ -15,6 +15,18 @@ pub trait EmbedOps: Storage {
         tokens: usize,
     );
 
+    /// `dwte[id_n] += dy_n`, `dwpe[position_n] += dy_n`; `dwte (V, C)`, `dwpe (P, C)`, `dy (N, C)`.
+    fn embed_bwd(
+        &self,
+        dwte: &mut Self::Real,
+        dwpe: &mut Self::Real,
+        dy: &Self::Act,
+        ids: &Self::Ids,
+        positions: &Self::Ids,
+        tokens: usize,
+        width: usize,
+    );
+
     /// `y_r = x_{index_r}`; `y (rows, C)`, `x (N, C)`, `index (rows)`.
     fn gather_rows_fwd(&self, y: &mut Self::Act, x: &Self::Act, index: &Self::Ids, rows: usize, width: usize);
 }

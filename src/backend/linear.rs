@@ -7,8 +7,32 @@ pub trait LinearOps: Storage {
     /// `y = x W + b`; `y (N, out)`, `x (N, in)`, `b (out)`.
     fn linear_fwd(&self, y: &mut Self::Act, x: &Self::Act, w: &Self::Weight, b: &Self::Real, tokens: usize);
 
-    /// `y = gelu_new(x W + b)` with `gelu_new(u) = ½u(1 + tanh(√(2/π)(u + 0.044715u³)))`; shapes as [`linear_fwd`](Self::linear_fwd).
-    fn linear_gelu_fwd(&self, y: &mut Self::Act, x: &Self::Act, w: &Self::Weight, b: &Self::Real, tokens: usize);
+    /// `dx = dy Wᵀ`, `dw += xᵀ dy`, `db += Σ dy`; `dw (in, out)`, else as [`linear_fwd`](Self::linear_fwd).
+    fn linear_bwd(
+        &self,
+        dx: &mut Self::Act,
+        dw: &mut Self::Real,
+        db: &mut Self::Real,
+        dy: &Self::Act,
+        x: &Self::Act,
+        w: &Self::Weight,
+        tokens: usize,
+    );
+
+    /// `y = gelu_new(u)`, `u = x W + b`, with `gelu_new(u) = ½u(1 + tanh(√(2/π)(u + 0.044715u³)))`; shapes as
+    /// [`linear_fwd`](Self::linear_fwd); saved, if wanted: `u (N, out)`.
+    fn linear_gelu_fwd(
+        &self,
+        y: &mut Self::Act,
+        u: Option<&mut Self::Act>,
+        x: &Self::Act,
+        w: &Self::Weight,
+        b: &Self::Real,
+        tokens: usize,
+    );
+
+    /// `du = dy · gelu_new'(u)` over `len` elements.
+    fn gelu_bwd(&self, du: &mut Self::Act, dy: &Self::Act, u: &Self::Act, len: usize);
 
     /// `y = residual + x W + b`; `residual (N, out)`, else as [`linear_fwd`](Self::linear_fwd).
     fn linear_residual_fwd(
@@ -24,6 +48,28 @@ pub trait LinearOps: Storage {
     /// `logits = x wteᵀ`; `logits (N, V)`, `x (N, C)`, `wte` a [`TiedTable`](super::Role::TiedTable).
     fn head_fwd(&self, logits: &mut Self::Real, x: &Self::Act, wte: &Self::Weight, tokens: usize);
 
+    /// `dx = dlogits wte`, `dwte += dlogitsᵀ x`; `dwte (V, C)`, else as [`head_fwd`](Self::head_fwd).
+    fn head_bwd(
+        &self,
+        dx: &mut Self::Act,
+        dwte: &mut Self::Real,
+        dlogits: &Self::Real,
+        x: &Self::Act,
+        wte: &Self::Weight,
+        tokens: usize,
+    );
+
     /// `y = x Wᵀ`, or `y += x Wᵀ`, between latents; `y (rows, out)`, `x (rows, in)`, `w` a [`Latent`](super::Role::Latent).
     fn latent_linear_fwd(&self, y: &mut Self::Real, x: &Self::Real, w: &Self::Weight, rows: usize, accumulate: bool);
+
+    /// `dx += dy W`, `dw += dyᵀ x`; `dw (out, in)`, else as [`latent_linear_fwd`](Self::latent_linear_fwd).
+    fn latent_linear_bwd(
+        &self,
+        dx_acc: &mut Self::Real,
+        dw: &mut Self::Real,
+        dy: &Self::Real,
+        x: &Self::Real,
+        w: &Self::Weight,
+        rows: usize,
+    );
 }

@@ -13,4 +13,15 @@ pub trait LossOps: Storage {
         tokens: usize,
         vocab: usize,
     );
+
+    /// Replaces logits by their gradient: `weight_n (softmax(logits_n) − onehot(target_n))`; `logits (N, V)`, `targets`,
+    /// `weights (N)`.
+    fn cross_entropy_bwd(
+        &self,
+        logits: &mut Self::Real,
+        targets: &Self::Ids,
+        weights: &Self::Real,
+        tokens: usize,
+        vocab: usize,
+    );
 }

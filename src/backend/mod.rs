@@ -3,8 +3,11 @@
 //! The model is written once over [`Backend`]. Each group is a sub-trait in a file of its own, and every implementation
 //! keeps the same file names: to find another implementation of an op, change one part of the path.
 //!
-//! Conventions: outputs come first, then what is saved for a backward pass, then inputs. Buffers are flat and may be
-//! longer than an op needs, so that a batch whose rows finish one by one keeps its buffers; the sizes are arguments.
+//! Conventions: outputs come first, then what is saved for a backward pass, then inputs. `dx` is the gradient of the loss
+//! by `x`; `dy` comes in, `dx` goes out. Gradients of parameters are added to (`+=`), those of activations are assigned
+//! unless the argument is called `*_acc`. Gradients of matrices are laid out as the checkpoint stores the matrix.
+//! Buffers are flat and may be longer than an op needs, so that a batch whose rows finish one by one keeps its buffers;
+//! the sizes are arguments.
 //! Ops allocate nothing. Sequences of different lengths lie end to end without padding ([`Spans`]): `N` is the number of
 //! tokens of the whole batch. A row's result never depends on the other rows.
 //!

@@ -19,4 +19,20 @@ pub trait NormOps: Storage {
         tokens: usize,
         width: usize,
     );
+
+    /// With `x̂ = (x − mean) · rstd` and `g = dy · gain`: `dx += rstd (g − mean(g) − x̂ mean(g x̂))`, `dgain += Σ dy x̂`,
+    /// `dbias += Σ dy`. Shapes as in [`layernorm_fwd`](Self::layernorm_fwd).
+    fn layernorm_bwd(
+        &self,
+        dx_acc: &mut Self::Act,
+        dgain: &mut Self::Real,
+        dbias: &mut Self::Real,
+        dy: &Self::Act,
+        x: &Self::Act,
+        mean: &Self::Real,
+        rstd: &Self::Real,
+        gain: &Self::Real,
+        tokens: usize,
+        width: usize,
+    );
 }

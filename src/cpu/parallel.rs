@@ -4,7 +4,7 @@
 //! in the same order. A part should be worth some microseconds; an op with a single part runs on the calling thread.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -92,22 +92,58 @@ impl Pool {
         });
     }
 
-    /// Cuts the row-major matrix `y (rows, cols)` into tiles of at most `block` = (rows, columns) and calls `task` for each.
-    pub fn tiles(
+    /// Cuts row-major matrices of `rows` rows, each given with its columns and the columns of a tile, into tiles of at most
+    /// `block` rows and calls `task` for each place.
+    ///
+    /// # Panics
+    /// If the matrices differ in the number of tiles side by side.
+    pub fn tiles<const N: usize>(
+        &self,
+        rows: usize,
+        block: usize,
+        outputs: [(&mut [f32], usize, usize); N],
+        task: impl Fn([Tile<'_>; N]) + Sync,
+    ) {
+        let across = outputs.first().map_or(0, |(_, cols, width)| cols.div_ceil(*width));
+        let outputs = outputs.map(|(data, cols, width)| {
+            assert_eq!(cols.div_ceil(width), across, "matrices with different tiles");
+            (Shared::new(&mut data[..rows * cols]), cols, width)
+        });
+        let down = rows.div_ceil(block);
+        self.run(down * across, |i| {
+            let (row, place) = (i % down * block, i / down);
+            // Task `i` alone gets these tiles, which share no element with another.
+            task(outputs.each_ref().map(|(data, cols, width)| {
+                let cols_of_tile = place * width..(*cols).min((place + 1) * width);
+                Tile { data, stride: *cols, rows: row..rows.min(row + block), cols: cols_of_tile }
+            }));
+        });
+    }
+
+    /// Calls `task(i, tile)` for each tile of `width` columns of each band of rows of `y`, which has `cols` columns; `i` is
+    /// the band's number.
+    ///
+    /// # Panics
+    /// If the bands are not in order, or share rows.
+    pub fn bands(
         &self,
         y: &mut [f32],
-        (rows, cols): (usize, usize),
-        block: (usize, usize),
-        task: impl Fn(Tile<'_>) + Sync,
+        (cols, width): (usize, usize),
+        bands: impl Iterator<Item = Range<usize>> + Clone + Sync,
+        task: impl Fn(usize, Tile<'_>) + Sync,
     ) {
-        let data = Shared::new(&mut y[..rows * cols]);
-        let down = rows.div_ceil(block.0);
-        self.run(down * cols.div_ceil(block.1), |i| {
-            let (row, col) = (i % down * block.0, i / down * block.1);
-            let rows = row..rows.min(row + block.0);
-            let cols_end = cols.min(col + block.1);
-            // Task `i` alone gets this tile, which shares no element with another.
-            task(Tile { data: &data, stride: cols, rows, cols: col..cols_end });
+        let mut end = 0;
+        for band in bands.clone() {
+            assert!(end <= band.start && band.start <= band.end, "bands of rows that are not in order");
+            end = band.end;
+        }
+        let data = Shared::new(&mut y[..end * cols]);
+        let across = cols.div_ceil(width);
+        self.run(bands.clone().count() * across, |i| {
+            let (band, col) = (i / across, i % across * width);
+            let rows = bands.clone().nth(band).expect("tasks are counted by bands");
+            // Task `i` alone gets this tile: bands share no rows, and tiles of a band no columns.
+            task(band, Tile { data: &data, stride: cols, rows, cols: col..cols.min(col + width) });
         });
     }
 }
@@ -189,13 +225,13 @@ impl<'a> Shared<'a> {
 /// Calls `f` with `len` floats of this thread's scratch memory, whose content is left over from earlier calls.
 pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     thread_local! {
-        static SCRATCH: Cell<Option<Buffer<f32>>> = const { Cell::new(None) };
+        static SCRATCH: RefCell<Vec<Buffer<f32>>> = const { RefCell::new(Vec::new()) };
     }
-    // Taken out while in use: a nested call gets a buffer of its own.
-    let mut buffer =
-        SCRATCH.take().filter(|b| b.len() >= len).unwrap_or_else(|| Buffer::zeroed(len.next_power_of_two()));
+    // A stack, so that a nested call gets a buffer of its own, and the same one as the last time.
+    let kept = SCRATCH.with_borrow_mut(Vec::pop).filter(|buffer| buffer.len() >= len);
+    let mut buffer = kept.unwrap_or_else(|| Buffer::zeroed(len.next_power_of_two()));
     let result = f(&mut buffer[..len]);
-    SCRATCH.set(Some(buffer));
+    SCRATCH.with_borrow_mut(|stack| stack.push(buffer));
     result
 }
 
@@ -211,14 +247,25 @@ mod tests {
                 [(0, 3, (1, 1)), (1, 1, (4, 4)), (7, 5, (2, 3)), (16, 8, (4, 8)), (5, 9, (99, 2))]
             {
                 let mut y = vec![0.0; rows * cols + 3];
-                pool.tiles(&mut y, (rows, cols), block, |mut tile| {
+                let number = |mut tile: Tile<'_>| {
                     for row in tile.rows() {
                         let first = tile.cols().start;
                         for (i, v) in tile.row(row).iter_mut().enumerate() {
                             *v += (row * cols + first + i) as f32 + 1.0;
                         }
                     }
+                };
+                let mut other = y.clone();
+                let outputs = [(&mut y[..], cols, block.1), (&mut other, cols, block.1)];
+                pool.tiles(rows, block.0, outputs, |tiles| tiles.into_iter().for_each(number));
+                let middle = rows.min(block.0);
+                let mut banded = vec![0.0; rows * cols + 3];
+                let bands = [0..middle, middle..rows];
+                pool.bands(&mut banded, (cols, block.1), bands.iter().cloned(), |band, tile| {
+                    assert_eq!(tile.rows(), bands[band]);
+                    number(tile);
                 });
+                assert_eq!((&other, &banded), (&y, &y));
                 let mut count = vec![0.0; rows];
                 pool.rows(rows, block.0, [(&mut y, cols), (&mut count, 1)], |first, [y, count]| {
                     for (i, (y, count)) in y.chunks_mut(cols).zip(count).enumerate() {
@@ -246,7 +293,7 @@ mod tests {
     fn a_tiles_pointer_reaches_all_its_rows() {
         let (rows, cols) = (7, 5);
         let mut y = vec![0.0; rows * cols];
-        Pool::new(2).unwrap().tiles(&mut y, (rows, cols), (3, 2), |mut tile| {
+        Pool::new(2).unwrap().tiles(rows, 3, [(&mut y, cols, 2)], |[mut tile]| {
             let (height, width) = (tile.rows().len(), tile.cols().len());
             let (first, stride) = tile.as_mut_ptr();
             for (row, col) in (0..height).flat_map(|row| (0..width).map(move |col| (row, col))) {

@@ -14,6 +14,8 @@ pub struct BlockActs<B: Backend> {
     pub rstd_1: B::Real,
     /// `(N, 3C)`, queries, keys and values.
     pub qkv: B::Act,
+    /// `(N, H)`, logarithms of the denominators of attention's softmax.
+    pub lse: B::Real,
     /// `(N, C)`, attention before its projection.
     pub attended: B::Act,
     /// `(N, C)`, the residual stream after attention.
@@ -36,6 +38,7 @@ impl<B: Backend> BlockActs<B> {
             mean_1: backend.real(tokens)?,
             rstd_1: backend.real(tokens)?,
             qkv: act(3 * dims.hidden)?,
+            lse: backend.real(tokens * dims.heads)?,
             attended: act(dims.hidden)?,
             mid: act(dims.hidden)?,
             norm_2: act(dims.hidden)?,

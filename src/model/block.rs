@@ -44,11 +44,11 @@ impl<B: Backend> Model<B> {
         let (backend, width) = (&self.backend, self.config.dims.hidden);
         let dims = AttentionDims { heads: self.config.dims.heads, head_dim: self.config.dims.head_dim() };
         let (norm, epsilon) = (&params.ln_1, self.config.epsilon);
-        let BlockActs { norm_1, mean_1, rstd_1, qkv, attended, mid, .. } = acts;
+        let BlockActs { norm_1, mean_1, rstd_1, qkv, lse, attended, mid, .. } = acts;
         backend.layernorm_fwd(norm_1, mean_1, rstd_1, h, &norm.gain, &norm.bias, epsilon, tokens, width);
         backend.linear_fwd(qkv, norm_1, &params.qkv.weight, &params.qkv.bias, tokens);
         match attend {
-            Attend::Spans(spans) => backend.attention_fwd(attended, qkv, spans, dims),
+            Attend::Spans(spans) => backend.attention_fwd(attended, lse, qkv, spans, dims),
             Attend::Cached(cache, rows) => {
                 backend.attention_cached_fwd(attended, &mut cache.keys, &mut cache.values, qkv, rows, dims);
             }
@@ -62,7 +62,7 @@ impl<B: Backend> Model<B> {
         let (norm, epsilon) = (&params.ln_2, self.config.epsilon);
         let BlockActs { mid, norm_2, mean_2, rstd_2, inner, .. } = acts;
         backend.layernorm_fwd(norm_2, mean_2, rstd_2, mid, &norm.gain, &norm.bias, epsilon, tokens, width);
-        backend.linear_gelu_fwd(inner, norm_2, &params.fc.weight, &params.fc.bias, tokens);
+        backend.linear_gelu_fwd(inner, None, norm_2, &params.fc.weight, &params.fc.bias, tokens);
         backend.linear_residual_fwd(out, mid, inner, &params.mlp_proj.weight, &params.mlp_proj.bias, tokens);
     }
 }

@@ -6,12 +6,16 @@ use super::{Reference, span};
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 
 impl AttentionOps for Reference {
-    fn attention_fwd(&self, y: &mut Vec<f64>, qkv: &Vec<f64>, spans: &Spans<Self>, dims: AttentionDims) {
+    fn attention_fwd(
+        &self,
+        y: &mut Vec<f64>,
+        lse: &mut Vec<f64>,
+        qkv: &Vec<f64>,
+        spans: &Spans<Self>,
+        dims: AttentionDims,
+    ) {
         let (width, head_dim) = (dims.width(), dims.head_dim);
-        let part = |token: usize, part: usize, head: usize| {
-            let start = token * 3 * width + part * width + head * head_dim;
-            ArrayView1::from(&qkv[start..start + head_dim])
-        };
+        let part = |token: usize, part: usize, head: usize| ArrayView1::from(&qkv[place(dims, token, part, head)]);
         for row in 0..spans.rows {
             let tokens = span(&spans.bounds, row);
             for head in 0..dims.heads {
@@ -20,7 +24,43 @@ impl AttentionOps for Reference {
                     let keys = visible.clone().map(|s| part(s, 1, head));
                     let values = visible.map(|s| part(s, 2, head));
                     let out = &mut y[t * width + head * head_dim..][..head_dim];
-                    attend(out, part(t, 0, head), keys, values);
+                    lse[t * dims.heads + head] = attend(out, part(t, 0, head), keys, values);
+                }
+            }
+        }
+    }
+
+    fn attention_bwd(
+        &self,
+        dqkv: &mut Vec<f64>,
+        dy: &Vec<f64>,
+        y: &Vec<f64>,
+        lse: &Vec<f64>,
+        qkv: &Vec<f64>,
+        spans: &Spans<Self>,
+        dims: AttentionDims,
+    ) {
+        let (width, head_dim) = (dims.width(), dims.head_dim);
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        for row in 0..spans.rows {
+            let tokens = span(&spans.bounds, row);
+            dqkv[tokens.start * 3 * width..tokens.end * 3 * width].fill(0.0);
+            for head in 0..dims.heads {
+                let part = |token: usize, part: usize| ArrayView1::from(&qkv[place(dims, token, part, head)]);
+                for t in tokens.clone() {
+                    let out = t * width + head * head_dim..t * width + (head + 1) * head_dim;
+                    let (dy, y) = (ArrayView1::from(&dy[out.clone()]), ArrayView1::from(&y[out]));
+                    let query = part(t, 0);
+                    for s in tokens.start..=t {
+                        let (key, value) = (part(s, 1), part(s, 2));
+                        let p = (query.dot(&key) * scale - lse[t * dims.heads + head]).exp();
+                        let g = p * (dy.dot(&value) - dy.dot(&y)) * scale;
+                        for d in 0..head_dim {
+                            dqkv[place(dims, t, 0, head).start + d] += g * key[d];
+                            dqkv[place(dims, s, 1, head).start + d] += g * query[d];
+                            dqkv[place(dims, s, 2, head).start + d] += p * dy[d];
+                        }
+                    }
                 }
             }
         }
@@ -62,13 +102,19 @@ impl AttentionOps for Reference {
     }
 }
 
-/// `out = softmax(q · k / √D) v` for one query.
+/// Where a token's query (`part` 0), key (1) or value (2) of one head lies in `qkv`.
+fn place(dims: AttentionDims, token: usize, part: usize, head: usize) -> std::ops::Range<usize> {
+    let start = (token * 3 + part) * dims.width() + head * dims.head_dim;
+    start..start + dims.head_dim
+}
+
+/// `out = softmax(q · k / √D) v` for one query; returns the logarithm of the softmax's denominator.
 fn attend<'a>(
     out: &mut [f64],
     query: ArrayView1<'_, f64>,
     keys: impl Iterator<Item = ArrayView1<'a, f64>>,
     values: impl Iterator<Item = ArrayView1<'a, f64>>,
-) {
+) -> f64 {
     let scale = 1.0 / (query.len() as f64).sqrt();
     let scores: Array1<f64> = keys.map(|k| query.dot(&k) * scale).collect();
     let max = scores.fold(f64::NEG_INFINITY, |m, &s| m.max(s));
@@ -80,4 +126,5 @@ fn attend<'a>(
             *o += weight / total * v;
         }
     }
+    max + total.ln()
 }

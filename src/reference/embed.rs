@@ -21,6 +21,24 @@ impl EmbedOps for Reference {
         }
     }
 
+    fn embed_bwd(
+        &self,
+        dwte: &mut Vec<f64>,
+        dwpe: &mut Vec<f64>,
+        dy: &Vec<f64>,
+        ids: &Vec<u32>,
+        positions: &Vec<u32>,
+        tokens: usize,
+        width: usize,
+    ) {
+        for n in 0..tokens {
+            for c in 0..width {
+                dwte[ids[n] as usize * width + c] += dy[n * width + c];
+                dwpe[positions[n] as usize * width + c] += dy[n * width + c];
+            }
+        }
+    }
+
     fn gather_rows_fwd(&self, y: &mut Vec<f64>, x: &Vec<f64>, index: &Vec<u32>, rows: usize, width: usize) {
         let x = view(x, x.len() / width, width);
         let mut y = view_mut(y, rows, width);

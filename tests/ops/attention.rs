@@ -3,8 +3,9 @@
 use della::backend::{AttentionDims, Backend, CacheRows, Spans};
 
 use crate::util::close::{Tolerance, assert_close, assert_same_bits};
+use crate::util::gradient::{Grad, Gradient, check_backward, check_formula};
 use crate::util::normal;
-use crate::util::op::{Op, Outputs, act, check, ids, machines, name, read_act, stale_act};
+use crate::util::op::{Op, Outputs, act, check, ids, machines, name, read, read_act, spans, stale, stale_act};
 
 /// Attention over sequences of these lengths.
 struct Attention<'a> {
@@ -23,8 +24,10 @@ impl Op for Attention<'_> {
         let spans = Spans::of_lengths(b, self.lengths.iter().copied()).unwrap();
         let len = spans.tokens * self.dims.width();
         let mut y = stale_act(b, len);
-        b.attention_fwd(&mut y, &act(b, &self.qkv()), &spans, self.dims);
-        vec![("y", read_act(b, &y, len))]
+        let lse_len = spans.tokens * self.dims.heads;
+        let mut lse = stale(b, lse_len);
+        b.attention_fwd(&mut y, &mut lse, &act(b, &self.qkv()), &spans, self.dims);
+        vec![("y", read_act(b, &y, len)), ("lse", read(b, &lse, lse_len))]
     }
 }
 
@@ -95,4 +98,66 @@ fn cached_attention_is_attention() {
             assert_same_bits(&what, &cached.run(&cpu)[0].1, &cached.whole.run(&cpu)[0].1);
         }
     }
+}
+
+/// Attention within spans, which need not hold all tokens.
+struct AttentionGradient<'a> {
+    tokens: usize,
+    bounds: &'a [(usize, usize)],
+    dims: AttentionDims,
+}
+
+impl AttentionGradient<'_> {
+    /// The output and its saved logarithms; zero outside the spans.
+    fn attend<B: Backend>(&self, b: &B, qkv: &B::Act) -> (B::Act, B::Real) {
+        let (mut y, mut lse) =
+            (b.act(self.tokens * self.dims.width()).unwrap(), b.real(self.tokens * self.dims.heads).unwrap());
+        b.attention_fwd(&mut y, &mut lse, qkv, &spans(b, self.bounds), self.dims);
+        (y, lse)
+    }
+}
+
+impl Gradient for AttentionGradient<'_> {
+    fn inputs(&self) -> Vec<(&'static str, Vec<f32>)> {
+        vec![("qkv", normal(14, self.tokens * 3 * self.dims.width()))]
+    }
+
+    fn fwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>]) -> Vec<f64> {
+        read_act(b, &self.attend(b, &act(b, &inputs[0])).0, self.tokens * self.dims.width())
+    }
+
+    fn bwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad> {
+        let (dims, qkv) = (self.dims, act(b, &inputs[0]));
+        let (y, lse) = self.attend(b, &qkv);
+        // Zeros outside the spans must stay.
+        let mut old = vec![0.0; inputs[0].len()];
+        for (start, end) in self.bounds {
+            old[start * 3 * dims.width()..end * 3 * dims.width()].fill(f32::NAN);
+        }
+        let mut dqkv = act(b, &old);
+        b.attention_bwd(&mut dqkv, &act(b, dy), &y, &lse, &qkv, &spans(b, self.bounds), dims);
+        vec![Grad::Assigned(read_act(b, &dqkv, old.len()))]
+    }
+}
+
+#[test]
+fn backward_attention() {
+    for (tokens, bounds, heads, head_dim) in [
+        (1, &[(0, 1)][..], 1, 1),
+        (9, &[(1, 4), (4, 4), (5, 8)], 2, 5),
+        (50, &[(0, 17), (17, 50)], 3, 16),
+        (17, &[(0, 16), (16, 17)], 1, 67),
+        (180, &[(0, 40), (41, 180)], 2, 64),
+        (65, &[(0, 65)], 1, 80),
+    ] {
+        let op = AttentionGradient { tokens, bounds, dims: AttentionDims { heads, head_dim } };
+        let what = format!("attention {bounds:?} {heads}x{head_dim}");
+        check_backward(&what, &op, Tolerance { factor: 8.0, terms: head_dim.max(tokens) }, &machines());
+    }
+}
+
+#[test]
+fn formula_of_attention() {
+    let dims = AttentionDims { heads: 2, head_dim: 3 };
+    check_formula("attention", &AttentionGradient { tokens: 7, bounds: &[(0, 4), (5, 7)], dims });
 }

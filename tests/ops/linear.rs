@@ -1,9 +1,10 @@
 //! Matrix products with every epilogue.
 
-use della::backend::{Backend, Matrix, Role};
-use della::cpu::Cpu;
+use della::backend::{Backend, LinearOps, Matrix, Role, Storage};
+use della::cpu::{Buffer, Cpu};
 
 use crate::util::close::{Tolerance, assert_same_bits};
+use crate::util::gradient::{Grad, Gradient, check_backward, check_formula};
 use crate::util::normal;
 use crate::util::op::{Op, Outputs, act, check, machines, name, products, read, read_act, real, stale, stale_act};
 
@@ -58,7 +59,7 @@ impl Op for Products {
         let (mut y, mut gelu, mut residual) = (stale_act(b, len), stale_act(b, len), stale_act(b, len));
         let (mut head, mut plain, mut sum) = (stale(b, len), stale(b, len), real(b, &other));
         b.linear_fwd(&mut y, &act_x, &linear, &bias, rows);
-        b.linear_gelu_fwd(&mut gelu, &act_x, &linear, &bias, rows);
+        b.linear_gelu_fwd(&mut gelu, None, &act_x, &linear, &bias, rows);
         b.linear_residual_fwd(&mut residual, &act(b, &other), &act_x, &linear, &bias, rows);
         b.head_fwd(&mut head, &act_x, &transposed(Role::TiedTable), rows);
         b.latent_linear_fwd(&mut plain, &real_x, &latent, rows, false);
@@ -96,6 +97,156 @@ fn a_row_alone_has_the_bits_of_the_row_in_a_batch() {
                     assert_same_bits(&what, part, &whole[first * outputs..][..rows * outputs]);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn gelu_keeps_what_its_backward_pass_needs() {
+    for cpu in machines() {
+        for (rows, inputs, outputs) in [(3, 5, 7), (40, 30, 600)] {
+            let (x, bias) = (act(&cpu, &normal(1, rows * inputs)), real(&cpu, &normal(3, outputs)));
+            let w = normal(2, inputs * outputs);
+            let w = cpu.weight(Matrix { data: &w, rows: inputs, cols: outputs }, Role::Linear).unwrap();
+            let run = |f: &dyn Fn(&mut Buffer<f32>)| {
+                let mut y = stale_act(&cpu, rows * outputs);
+                f(&mut y);
+                read_act(&cpu, &y, rows * outputs)
+            };
+            let mut u = stale_act(&cpu, rows * outputs);
+            let fused = run(&|y| cpu.linear_gelu_fwd(y, None, &x, &w, &bias, rows));
+            let mut kept = stale_act(&cpu, rows * outputs);
+            cpu.linear_gelu_fwd(&mut kept, Some(&mut u), &x, &w, &bias, rows);
+            assert_same_bits("gelu", &read_act(&cpu, &kept, rows * outputs), &fused);
+            let plain = run(&|y| cpu.linear_fwd(y, &x, &w, &bias, rows));
+            assert_same_bits("u", &read_act(&cpu, &u, rows * outputs), &plain);
+        }
+    }
+}
+
+/// The products of one shape that have a backward pass.
+#[derive(Clone, Copy, Debug)]
+enum Product {
+    Linear,
+    LinearGelu,
+    Head,
+    Latent,
+}
+
+const PRODUCTS: [Product; 4] = [Product::Linear, Product::LinearGelu, Product::Head, Product::Latent];
+
+struct ProductGradient {
+    product: Product,
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl ProductGradient {
+    fn weight<B: Backend>(&self, b: &B, w: &[f32]) -> B::Weight {
+        let (rows, cols, role) = match self.product {
+            Product::Linear | Product::LinearGelu => (self.inputs, self.outputs, Role::Linear),
+            Product::Head => (self.outputs, self.inputs, Role::TiedTable),
+            Product::Latent => (self.outputs, self.inputs, Role::Latent),
+        };
+        b.weight(Matrix { data: w, rows, cols }, role).unwrap()
+    }
+}
+
+impl Gradient for ProductGradient {
+    fn inputs(&self) -> Vec<(&'static str, Vec<f32>)> {
+        let mut list = vec![
+            ("x", normal(1, self.rows * self.inputs)),
+            ("w", normal(2, self.inputs * self.outputs).iter().map(|w| w / (self.inputs as f32).sqrt()).collect()),
+        ];
+        if let Product::Linear | Product::LinearGelu = self.product {
+            list.push(("b", normal(3, self.outputs)));
+        }
+        list
+    }
+
+    fn fwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>]) -> Vec<f64> {
+        let (rows, len) = (self.rows, self.rows * self.outputs);
+        let (x, real_x, w) = (act(b, &inputs[0]), real(b, &inputs[0]), self.weight(b, &inputs[1]));
+        let (mut y, mut real_y) = (stale_act(b, len), stale(b, len));
+        match self.product {
+            Product::Linear => b.linear_fwd(&mut y, &x, &w, &real(b, &inputs[2]), rows),
+            Product::LinearGelu => b.linear_gelu_fwd(&mut y, None, &x, &w, &real(b, &inputs[2]), rows),
+            Product::Head => b.head_fwd(&mut real_y, &x, &w, rows),
+            Product::Latent => b.latent_linear_fwd(&mut real_y, &real_x, &w, rows, false),
+        }
+        match self.product {
+            Product::Linear | Product::LinearGelu => read_act(b, &y, len),
+            Product::Head | Product::Latent => read(b, &real_y, len),
+        }
+    }
+
+    fn bwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad> {
+        let (rows, x_len, w_len, y_len) = (self.rows, inputs[0].len(), inputs[1].len(), dy.len());
+        let (x, real_x, w) = (act(b, &inputs[0]), real(b, &inputs[0]), self.weight(b, &inputs[1]));
+        let (mut dy, real_dy) = (act(b, dy), real(b, dy));
+        let (mut dw, mut db) = (Grad::sums(b, w_len), Grad::sums(b, self.outputs));
+        let dx = match self.product {
+            Product::Linear | Product::LinearGelu => {
+                if let Product::LinearGelu = self.product {
+                    let (mut y, mut u, mut du) = (stale_act(b, y_len), stale_act(b, y_len), stale_act(b, y_len));
+                    b.linear_gelu_fwd(&mut y, Some(&mut u), &x, &w, &real(b, &inputs[2]), rows);
+                    b.gelu_bwd(&mut du, &dy, &u, y_len);
+                    dy = du;
+                }
+                Grad::assigned_act(b, x_len, |dx| b.linear_bwd(dx, &mut dw, &mut db, &dy, &x, &w, rows))
+            }
+            Product::Head => Grad::assigned_act(b, x_len, |dx| b.head_bwd(dx, &mut dw, &real_dy, &x, &w, rows)),
+            Product::Latent => {
+                let mut dx = Grad::sums(b, x_len);
+                b.latent_linear_bwd(&mut dx, &mut dw, &real_dy, &real_x, &w, rows);
+                Grad::added(b, &dx, x_len)
+            }
+        };
+        let mut grads = vec![dx, Grad::added(b, &dw, w_len)];
+        if inputs.len() == 3 {
+            grads.push(Grad::added(b, &db, self.outputs));
+        }
+        grads
+    }
+}
+
+#[test]
+fn every_backward_product() {
+    let (products, machines) = (products(), machines());
+    // beside the shapes of the forward products some that are longer than the pieces that are packed at a time
+    for (rows, inputs, outputs) in SHAPES.into_iter().chain([(2049, 9, 5), (3, 40, 2100), (1025, 65, 1030)]) {
+        for product in PRODUCTS {
+            // the slope of gelu is a matter of instructions, all else of the matrix product
+            let cpus = if let Product::LinearGelu = product { &machines } else { &products };
+            let op = ProductGradient { product, rows, inputs, outputs };
+            let tolerance = Tolerance::sum(outputs.max(rows).max(inputs));
+            check_backward(&format!("{product:?} {rows}x{inputs}x{outputs}"), &op, tolerance, cpus);
+        }
+    }
+}
+
+#[test]
+fn formulas_of_products() {
+    for product in PRODUCTS {
+        check_formula(&format!("{product:?}"), &ProductGradient { product, rows: 3, inputs: 5, outputs: 4 });
+    }
+}
+
+#[test]
+fn backward_products_allocate_only_once() {
+    let (rows, inputs, outputs) = (70, 90, 130);
+    for cpu in products().iter().filter(|cpu| cpu.threads() == 1) {
+        let w = normal(2, inputs * outputs);
+        let w = cpu.weight(Matrix { data: &w, rows: inputs, cols: outputs }, Role::Linear).unwrap();
+        let (x, dy) = (act(cpu, &normal(1, rows * inputs)), act(cpu, &normal(4, rows * outputs)));
+        let (mut dx, mut dw, mut db) =
+            (stale_act(cpu, rows * inputs), real(cpu, &[0.0; 11700]), real(cpu, &[0.0; 130]));
+        let mut run = || cpu.linear_bwd(&mut dx, &mut dw, &mut db, &dy, &x, &w, rows);
+        run();
+        // `matrixmultiply` has its own memory
+        if cpu.gemm() != "matrixmultiply-f32" {
+            assert_eq!(allocation_counter::measure(run).count_total, 0, "{}", name(cpu));
         }
     }
 }

@@ -3,12 +3,14 @@
 
 mod attention;
 mod latent;
+mod latent_bwd;
 mod linear;
 
 use della::backend::{Backend, Matrix, Role};
 use della::cpu::{Cpu, Isa, Options, gemm};
 
 use crate::util::close::Tolerance;
+use crate::util::gradient::{Grad, Gradient, check_backward, check_formula};
 use crate::util::normal;
 use crate::util::op::{Op, Outputs, act, check, ids, machines, products, read, read_act, real, stale, stale_act};
 
@@ -39,6 +41,45 @@ fn embedding() {
         for role in [Role::Table, Role::TiedTable] {
             check(&format!("{role:?} {width}"), &Embed { role, width }, Tolerance::sum(1), &all);
         }
+    }
+}
+
+/// Six looked-up rows, some of them the same.
+struct EmbedGradient {
+    width: usize,
+}
+
+const IDS: [u32; 6] = [36, 0, 5, 5, 31, 5];
+const POSITIONS: [u32; 6] = [0, 1, 2, 8, 1, 0];
+
+impl Gradient for EmbedGradient {
+    fn inputs(&self) -> Vec<(&'static str, Vec<f32>)> {
+        vec![("wte", normal(8, 37 * self.width)), ("wpe", normal(9, 9 * self.width))]
+    }
+
+    fn fwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>]) -> Vec<f64> {
+        let table = |x: &[f32]| {
+            b.weight(Matrix { data: x, rows: x.len() / self.width, cols: self.width }, Role::Table).unwrap()
+        };
+        let mut y = stale_act(b, 6 * self.width);
+        b.embed_fwd(&mut y, &ids(b, &IDS), &ids(b, &POSITIONS), &table(&inputs[0]), &table(&inputs[1]), 6);
+        read_act(b, &y, 6 * self.width)
+    }
+
+    fn bwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad> {
+        let (mut dwte, mut dwpe) = (Grad::sums(b, inputs[0].len()), Grad::sums(b, inputs[1].len()));
+        b.embed_bwd(&mut dwte, &mut dwpe, &act(b, dy), &ids(b, &IDS), &ids(b, &POSITIONS), 6, self.width);
+        vec![Grad::added(b, &dwte, inputs[0].len()), Grad::added(b, &dwpe, inputs[1].len())]
+    }
+}
+
+#[test]
+fn backward_embedding() {
+    check_formula("embedding", &EmbedGradient { width: 2 });
+    for width in [1, 3, 16, 50, 6000] {
+        // a few sums are far from the rest, and rounded at their own size
+        let tolerance = Tolerance { factor: 16.0, terms: 1 };
+        check_backward(&format!("embedding {width}"), &EmbedGradient { width }, tolerance, &machines());
     }
 }
 
@@ -76,6 +117,54 @@ fn layer_norm_keeps_its_digits_far_from_zero() {
     check("layer norm far from zero", &op, Tolerance { factor: 1000.0, terms: 1 }, &machines());
 }
 
+/// Layer norm by its input and its parameters.
+struct LayerNormGradient {
+    tokens: usize,
+    width: usize,
+}
+
+impl LayerNormGradient {
+    /// Output, mean and reciprocal deviation.
+    fn normalise<B: Backend>(&self, b: &B, inputs: &[Vec<f32>]) -> (B::Act, B::Real, B::Real) {
+        let LayerNormGradient { tokens, width } = *self;
+        let (gain, bias) = (real(b, &inputs[1]), real(b, &inputs[2]));
+        let (mut y, mut mean, mut rstd) = (stale_act(b, tokens * width), stale(b, tokens), stale(b, tokens));
+        b.layernorm_fwd(&mut y, &mut mean, &mut rstd, &act(b, &inputs[0]), &gain, &bias, 1e-2, tokens, width);
+        (y, mean, rstd)
+    }
+}
+
+impl Gradient for LayerNormGradient {
+    fn inputs(&self) -> Vec<(&'static str, Vec<f32>)> {
+        let x = normal(10, self.tokens * self.width).iter().map(|x| x * 2.0 + 0.5).collect();
+        vec![("x", x), ("gain", normal(11, self.width)), ("bias", normal(12, self.width))]
+    }
+
+    fn fwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>]) -> Vec<f64> {
+        read_act(b, &self.normalise(b, inputs).0, self.tokens * self.width)
+    }
+
+    fn bwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad> {
+        let LayerNormGradient { tokens, width } = *self;
+        let (_, mean, rstd) = self.normalise(b, inputs);
+        let mut dx = Grad::sums_act(b, tokens * width);
+        let (mut dgain, mut dbias) = (Grad::sums(b, width), Grad::sums(b, width));
+        let (dy, x, gain) = (act(b, dy), act(b, &inputs[0]), real(b, &inputs[1]));
+        b.layernorm_bwd(&mut dx, &mut dgain, &mut dbias, &dy, &x, &mean, &rstd, &gain, tokens, width);
+        let params = [Grad::added(b, &dgain, width), Grad::added(b, &dbias, width)];
+        [Grad::added_act(b, &dx, tokens * width)].into_iter().chain(params).collect()
+    }
+}
+
+#[test]
+fn backward_layer_norm() {
+    check_formula("layer norm", &LayerNormGradient { tokens: 3, width: 5 });
+    for (tokens, width) in [(0, 4), (1, 1), (3, 7), (2, 16), (5, 33), (70, 768), (300, 130)] {
+        let op = LayerNormGradient { tokens, width };
+        check_backward(&format!("layer norm {tokens}x{width}"), &op, Tolerance::sum(width.max(tokens)), &machines());
+    }
+}
+
 /// Cross-entropy of logits with a spread of 3.
 struct CrossEntropy {
     tokens: usize,
@@ -98,6 +187,46 @@ fn cross_entropy() {
     for (tokens, vocab) in [(1, 1), (3, 7), (2, 16), (5, 33), (4, 21130)] {
         let op = CrossEntropy { tokens, vocab };
         check(&format!("cross-entropy {tokens}x{vocab}"), &op, Tolerance::sum(vocab), &machines());
+    }
+}
+
+/// Cross-entropy by the logits; the weights of tokens are the gradient by their losses.
+struct CrossEntropyGradient(CrossEntropy);
+
+impl CrossEntropyGradient {
+    fn targets<B: Backend>(&self, b: &B) -> B::Ids {
+        ids(b, &(0..self.0.tokens).map(|n| (n * 31 % self.0.vocab) as u32).collect::<Vec<_>>())
+    }
+}
+
+impl Gradient for CrossEntropyGradient {
+    fn inputs(&self) -> Vec<(&'static str, Vec<f32>)> {
+        vec![("logits", normal(24, self.0.tokens * self.0.vocab).iter().map(|x| 3.0 * x).collect())]
+    }
+
+    fn fwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>]) -> Vec<f64> {
+        let CrossEntropy { tokens, vocab } = self.0;
+        let mut loss = stale(b, tokens);
+        b.cross_entropy_fwd(&mut loss, &real(b, &inputs[0]), &self.targets(b), tokens, vocab);
+        read(b, &loss, tokens)
+    }
+
+    fn bwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad> {
+        let CrossEntropy { tokens, vocab } = self.0;
+        let mut logits = real(b, &inputs[0]);
+        b.cross_entropy_bwd(&mut logits, &self.targets(b), &real(b, dy), tokens, vocab);
+        vec![Grad::Assigned(read(b, &logits, inputs[0].len()))]
+    }
+}
+
+#[test]
+fn backward_cross_entropy() {
+    check_formula("cross-entropy", &CrossEntropyGradient(CrossEntropy { tokens: 3, vocab: 5 }));
+    for (tokens, vocab) in [(1, 1), (3, 7), (2, 16), (5, 33), (70, 2113)] {
+        let op = CrossEntropyGradient(CrossEntropy { tokens, vocab });
+        // the target's gradient is far from the rest, and rounded at its own size
+        let tolerance = Tolerance { factor: 16.0, terms: vocab };
+        check_backward(&format!("cross-entropy {tokens}x{vocab}"), &op, tolerance, &machines());
     }
 }
 

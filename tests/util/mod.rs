@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod close;
+pub mod gradient;
 pub mod op;
 
 use std::borrow::Cow;

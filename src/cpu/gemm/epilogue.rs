@@ -19,6 +19,11 @@ pub enum Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
+    /// Nothing but the sums, which start from `y` if `accumulate`.
+    pub fn sums(accumulate: bool) -> Self {
+        if accumulate { Epilogue::Accumulate } else { Epilogue::Store }
+    }
+
     /// Whether the sums start from what `y` holds.
     pub fn accumulates(&self) -> bool {
         matches!(self, Epilogue::Accumulate)

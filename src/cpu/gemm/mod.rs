@@ -40,6 +40,15 @@ pub(crate) trait Gemm: Send + Sync {
     /// # Panics
     /// If a slice is too short, or `w` has another layout.
     fn multiply(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, epilogue: Epilogue<'_>);
+
+    /// `y = x Wᵀ`, or `y += x Wᵀ` if `accumulate`; `y (rows, in)`, `x (rows, out)`, else as [`multiply`](Self::multiply).
+    fn multiply_by_transpose(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, accumulate: bool);
+
+    /// `y += aᵀ b`; `y (m, n)` for `size` = `(m, n)`, `a (rows, m)`, `b (rows, n)`.
+    ///
+    /// # Panics
+    /// If a slice is too short.
+    fn add_outer(&self, pool: &Pool, y: &mut [f32], a: &[f32], b: &[f32], rows: usize, size: (usize, usize));
 }
 
 /// An implementation of the matrix product.

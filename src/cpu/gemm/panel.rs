@@ -9,8 +9,14 @@
 //!
 //! A sum is made in the same pieces for any number of rows, so a row's result never depends on the others; and sums of
 //! short sums round less than one long sum.
+//!
+//! The products of a backward pass are the same product: what stands on the right is packed into panels first, [`PIECE`]
+//! of its rows at a time; what stands transposed on the left is read so by the packing of its block.
+
+use std::ops::Range;
 
 use super::epilogue::Finish;
+use super::weight::Panels;
 use super::{Epilogue, Gemm, Weight};
 use crate::backend::Matrix;
 use crate::cpu::parallel::{Pool, Tile, with_scratch};
@@ -25,6 +31,9 @@ const BLOCK_TILES: usize = 12;
 const RESIDENT: usize = 1 << 17;
 /// Multiply-adds below which a product stays on the calling thread.
 const SERIAL: usize = 1 << 18;
+/// Rows of the right-hand matrix that the products of a backward pass pack at a time: so few that the panels stay in a
+/// cache, a multiple of [`DEPTH`] and of any panel's width.
+const PIECE: usize = 4 * DEPTH;
 /// How far ahead of its use the weight is asked for, in floats.
 const PREFETCH: usize = 4096;
 
@@ -42,8 +51,14 @@ impl<S: Simd> Panel<S> {
         S::new().map(|simd| Box::new(Panel { simd, name }) as Box<dyn Gemm>)
     }
 
+    /// `y = epilogue(x W)`.
+    fn product(&self, pool: &Pool, y: &mut [f32], x: Left<'_>, w: Panels<'_>, rows: usize, epilogue: Epilogue<'_>) {
+        let (block, columns) = self.plan(rows, w, pool.threads());
+        pool.tiles(rows, block, [(y, w.outputs, columns)], |[tile]| self.block(tile, x, w, epilogue));
+    }
+
     /// Rows and columns of a task.
-    fn plan(&self, rows: usize, w: &Weight, threads: usize) -> (usize, usize) {
+    fn plan(&self, rows: usize, w: Panels<'_>, threads: usize) -> (usize, usize) {
         let all = (rows.max(1), w.outputs.max(1));
         if threads == 1 || rows * w.inputs * w.outputs < SERIAL {
             return (all.0.min(BLOCK_TILES * S::TILE_ROWS), all.1);
@@ -59,13 +74,15 @@ impl<S: Simd> Panel<S> {
     }
 
     /// Computes one tile of `y`.
-    fn block(&self, mut tile: Tile<'_>, x: &[f32], w: &Weight, epilogue: Epilogue<'_>) {
+    fn block(&self, mut tile: Tile<'_>, x: Left<'_>, w: Panels<'_>, epilogue: Epilogue<'_>) {
         let (rows, cols, inputs) = (tile.rows(), tile.cols(), w.inputs);
         // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
         let group = if rows.len() * inputs <= RESIDENT { Self::WIDTH } else { cols.len() };
         with_scratch(rows.len() * inputs, |scratch| {
-            let x = &x[rows.start * inputs..rows.end * inputs];
-            let x = if rows.len() == 1 { x } else { pack::<S>(scratch, x, inputs) };
+            let x = match x {
+                Left::Rows { data, stride } if rows.len() == 1 => &data[rows.start * stride..][..inputs],
+                _ => pack::<S>(scratch, x, rows.clone(), inputs),
+            };
             for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
                 // At least one pass, so that without inputs the sums are zero.
                 for first in (0..inputs.max(1)).step_by(DEPTH) {
@@ -73,7 +90,7 @@ impl<S: Simd> Panel<S> {
                     let x = &x[rows.len() * first..rows.len() * end];
                     let add = first > 0 || epilogue.accumulates();
                     for col in group.clone().step_by(Self::WIDTH) {
-                        let panel = w.panel(col / Self::WIDTH, Self::WIDTH);
+                        let panel = w.panel(col / Self::WIDTH);
                         let panel = &panel[first * Self::WIDTH..end * Self::WIDTH];
                         for (start, len) in split::<S>(rows.len()) {
                             let x = &x[start * (end - first)..][..len * (end - first)];
@@ -110,10 +127,44 @@ impl<S: Simd> Gemm for Panel<S> {
     }
 
     fn multiply(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, epilogue: Epilogue<'_>) {
-        let x = &x[..rows * w.inputs];
-        let block = self.plan(rows, w, pool.threads());
-        pool.tiles(y, (rows, w.outputs), block, |tile| self.block(tile, x, w, epilogue));
+        let x = Left::Rows { data: &x[..rows * w.inputs], stride: w.inputs };
+        self.product(pool, y, x, w.as_panels(Self::WIDTH), rows, epilogue);
     }
+
+    fn multiply_by_transpose(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, accumulate: bool) {
+        let (x, w) = (&x[..rows * w.outputs], w.as_panels(Self::WIDTH));
+        // At least one piece, so that without inputs the sums are zero.
+        for first in (0..w.outputs.max(1)).step_by(PIECE) {
+            let range = first..w.outputs.min(first + PIECE);
+            with_scratch(Panels::len(range.len(), w.inputs, Self::WIDTH), |scratch| {
+                let piece = Panels::pack_transpose(pool, scratch, w, range);
+                let x = Left::Rows { data: x.get(first..).unwrap_or_default(), stride: w.outputs };
+                self.product(pool, y, x, piece, rows, Epilogue::sums(accumulate || first > 0));
+            });
+        }
+    }
+
+    fn add_outer(&self, pool: &Pool, y: &mut [f32], a: &[f32], b: &[f32], rows: usize, (m, n): (usize, usize)) {
+        let (a, b) = (&a[..rows * m], &b[..rows * n]);
+        for first in (0..rows).step_by(PIECE) {
+            let range = first..rows.min(first + PIECE);
+            with_scratch(Panels::len(range.len(), n, Self::WIDTH), |scratch| {
+                let b = Matrix { data: &b[first * n..range.end * n], rows: range.len(), cols: n };
+                let piece = Panels::pack(pool, scratch, b, false, Self::WIDTH);
+                let a = Left::Columns { data: &a[first * m..], stride: m };
+                self.product(pool, y, a, piece, m, Epilogue::Accumulate);
+            });
+        }
+    }
+}
+
+/// What stands on the left of a product, from its first row and input on.
+#[derive(Clone, Copy)]
+enum Left<'a> {
+    /// Rows are `stride` apart, inputs side by side.
+    Rows { data: &'a [f32], stride: usize },
+    /// Rows are side by side, inputs `stride` apart.
+    Columns { data: &'a [f32], stride: usize },
 }
 
 /// Divides rows into register tiles of nearly the same height, as `(start, len)`.
@@ -122,14 +173,21 @@ fn split<S: Simd>(rows: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..tiles).map(move |i| (rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles))
 }
 
-/// Arranges the rows of `x` as the register tiles read them: pass by pass, tile by tile, input by input.
-fn pack<'a, S: Simd>(packed: &'a mut [f32], x: &[f32], inputs: usize) -> &'a [f32] {
-    let rows = x.len().checked_div(inputs).unwrap_or(0);
+/// Arranges rows of `x` as the register tiles read them: pass by pass, tile by tile, input by input.
+fn pack<'a, S: Simd>(packed: &'a mut [f32], x: Left<'_>, rows: Range<usize>, inputs: usize) -> &'a [f32] {
     for first in (0..inputs).step_by(DEPTH) {
         let depth = DEPTH.min(inputs - first);
-        for (start, len) in split::<S>(rows) {
-            let packed = &mut packed[rows * first + start * depth..][..len * depth];
-            interleave(packed, &x[start * inputs + first..], inputs, len);
+        for (start, len) in split::<S>(rows.len()) {
+            let packed = &mut packed[rows.len() * first + start * depth..][..len * depth];
+            let start = rows.start + start;
+            match x {
+                Left::Rows { data, stride } => interleave(packed, &data[start * stride + first..], stride, len),
+                Left::Columns { data, stride } => {
+                    for (k, packed) in (first..).zip(packed.chunks_exact_mut(len)) {
+                        packed.copy_from_slice(&data[k * stride + start..][..len]);
+                    }
+                }
+            }
         }
     }
     packed

@@ -1,5 +1,7 @@
 //! A weight as the matrix products want it.
 
+use std::ops::Range;
+
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::Pool;
@@ -45,24 +47,8 @@ impl Weight {
     /// Packs a matrix into panels of `width` outputs.
     pub(super) fn panels(pool: &Pool, matrix: Matrix<'_>, transposed: bool, width: usize) -> Result<Self> {
         let (inputs, outputs) = sizes(matrix, transposed);
-        let (panels, panel_len) = (outputs.div_ceil(width), inputs.saturating_mul(width));
-        let mut data = Buffer::try_zeroed(panels.saturating_mul(panel_len))?;
-        pool.rows(panels, 1, [(&mut data, panel_len)], |panel, [packed]| {
-            let first = panel * width;
-            let count = width.min(outputs - first);
-            if transposed {
-                for n in 0..count {
-                    let column = &matrix.data[(first + n) * inputs..][..inputs];
-                    for (slot, w) in packed.iter_mut().skip(n).step_by(width).zip(column) {
-                        *slot = *w;
-                    }
-                }
-            } else {
-                for (k, slots) in packed.chunks_exact_mut(width).enumerate() {
-                    slots[..count].copy_from_slice(&matrix.data[k * outputs + first..][..count]);
-                }
-            }
-        });
+        let mut data = Buffer::try_zeroed(Panels::len(inputs, outputs, width))?;
+        Panels::pack(pool, &mut data, matrix, transposed, width);
         Ok(Weight { data, layout: Layout::Panels { width }, inputs, outputs })
     }
 
@@ -89,11 +75,10 @@ impl Weight {
         self.data[start..].iter().step_by(stride).take(self.inputs).copied()
     }
 
-    /// Panel `index`, of panels that are `width` wide.
-    #[inline]
-    pub(super) fn panel(&self, index: usize, width: usize) -> &[f32] {
+    /// The panels, which are `width` wide.
+    pub(super) fn as_panels(&self, width: usize) -> Panels<'_> {
         assert_eq!(self.layout, Layout::Panels { width }, "a weight prepared for another matrix product");
-        &self.data[index * self.inputs * width..][..self.inputs * width]
+        Panels { data: &self.data, width, inputs: self.inputs, outputs: self.outputs }
     }
 
     /// All elements, and the distances between inputs and between outputs.
@@ -103,6 +88,93 @@ impl Weight {
             Layout::Panels { .. } => panic!("a weight prepared for another matrix product"),
         }
     }
+}
+
+/// A matrix `(in, out)` in panels, as [`Layout::Panels`] describes them.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    data: &'a [f32],
+    width: usize,
+    /// `in`.
+    pub inputs: usize,
+    /// `out`.
+    pub outputs: usize,
+}
+
+impl<'a> Panels<'a> {
+    /// Floats that the panels of a matrix take.
+    pub fn len(inputs: usize, outputs: usize, width: usize) -> usize {
+        outputs.next_multiple_of(width) * inputs
+    }
+
+    /// Panel `index`.
+    #[inline]
+    pub fn panel(self, index: usize) -> &'a [f32] {
+        &self.data[index * self.inputs * self.width..][..self.inputs * self.width]
+    }
+
+    /// Packs a matrix, stored `(out, in)` if `transposed`, into panels of `width` outputs; `data` is as long as they are.
+    pub fn pack(pool: &Pool, data: &'a mut [f32], matrix: Matrix<'_>, transposed: bool, width: usize) -> Self {
+        let (inputs, outputs) = sizes(matrix, transposed);
+        for_each_panel(pool, data, (inputs, outputs), width, |first, packed| {
+            let count = width.min(outputs - first);
+            if transposed {
+                for n in 0..count {
+                    let column = &matrix.data[(first + n) * inputs..][..inputs];
+                    for (slot, w) in packed.iter_mut().skip(n).step_by(width).zip(column) {
+                        *slot = *w;
+                    }
+                }
+            } else {
+                for (k, slots) in packed.chunks_exact_mut(width).enumerate() {
+                    slots[..count].copy_from_slice(&matrix.data[k * outputs + first..][..count]);
+                }
+            }
+        });
+        Panels { data, width, inputs, outputs }
+    }
+
+    /// Packs rows `range` of the transpose, which are outputs of `self`; `data` is as long as their panels are.
+    ///
+    /// # Panics
+    /// If the range does not start with a panel of `self`.
+    pub fn pack_transpose(pool: &Pool, data: &'a mut [f32], of: Panels<'_>, range: Range<usize>) -> Self {
+        let (width, inputs, outputs) = (of.width, range.len(), of.inputs);
+        assert!(range.start.is_multiple_of(width) && range.end <= of.outputs, "{range:?} of {}", of.outputs);
+        for_each_panel(pool, data, (inputs, outputs), width, |first, packed| {
+            let count = width.min(outputs - first);
+            // Block by block: a panel of one matrix is a row of blocks of the other.
+            for (block, packed) in packed.chunks_mut(width * width).enumerate() {
+                let rows = &of.panel(range.start / width + block)[first * width..][..count * width];
+                for (k, packed) in packed.chunks_exact_mut(width).enumerate() {
+                    for n in 0..count {
+                        packed[n] = rows[n * width + k];
+                    }
+                }
+            }
+        });
+        Panels { data, width, inputs, outputs }
+    }
+}
+
+/// Calls `pack(first output, panel)` for all panels of a matrix of `inputs` by `outputs`. What a panel holds beyond the
+/// matrix is never read into a result.
+fn for_each_panel(
+    pool: &Pool,
+    data: &mut [f32],
+    (inputs, outputs): (usize, usize),
+    width: usize,
+    pack: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    /// Floats that make a task.
+    const GRAIN: usize = 1 << 14;
+    let (panels, len) = (outputs.div_ceil(width), inputs * width);
+    let panels_per_task = (GRAIN / len.max(1)).max(1);
+    pool.rows(panels, panels_per_task, [(data, len)], |first, [packed]| {
+        for (panel, packed) in (first..).zip(packed.chunks_exact_mut(len.max(1))) {
+            pack(panel * width, packed);
+        }
+    });
 }
 
 /// `(in, out)`.
@@ -132,6 +204,14 @@ mod tests {
                 }
                 let padding = panels.data.iter().filter(|x| **x == 0.0).count();
                 assert_eq!(padding, (outputs.next_multiple_of(width) - outputs) * inputs);
+
+                let range = (outputs / 2 / width * width)..outputs;
+                let mut scratch = vec![f32::NAN; Panels::len(range.len(), inputs, width)];
+                let transpose = Panels::pack_transpose(&pool, &mut scratch, panels.as_panels(width), range.clone());
+                for (k, n) in range.enumerate() {
+                    let row = (0..inputs).map(|i| transpose.panel(i / width)[k * width + i % width]);
+                    assert!(strided.row(n).eq(row), "row {n} of the transpose");
+                }
             }
         }
     }

@@ -5,28 +5,49 @@
 
 use std::ops::Range;
 
+use super::attention_bwd::Forward;
 use super::spans;
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, add_weighted, dot, dots, softmax};
+use crate::cpu::simd::{Kernel, Simd, add_weighted, dot, dots, log_of, softmax};
 use crate::cpu::{Buffer, Cpu};
 
 /// Multiply-adds below which attention stays on the calling thread.
 const SERIAL: usize = 1 << 16;
 /// Queries that pass over the keys together.
-const QUERIES: usize = 16;
+pub(super) const QUERIES: usize = 16;
 /// Keys of a pass: few enough that they share the first-level cache even where their distance maps them to the same sets.
-const KEYS: usize = 32;
+pub(super) const KEYS: usize = 32;
 
 impl AttentionOps for Cpu {
-    fn attention_fwd(&self, y: &mut Buffer<f32>, qkv: &Buffer<f32>, rows: &Spans<Self>, dims: AttentionDims) {
+    fn attention_fwd(
+        &self,
+        y: &mut Buffer<f32>,
+        lse: &mut Buffer<f32>,
+        qkv: &Buffer<f32>,
+        rows: &Spans<Self>,
+        dims: AttentionDims,
+    ) {
         let width = dims.width();
         let sequences = spans(&rows.bounds, rows.rows).map(|(start, end)| Sequence { start, end, past: 0 });
-        self.attend(y, qkv, dims, sequences, |row, head| {
+        self.attend(y, lse, qkv, dims, sequences, |row, head| {
             let start = rows.bounds[2 * row] as usize;
             let qkv = &qkv[start * 3 * width + head * dims.head_dim..];
             Memory { keys: &qkv[width..], values: &qkv[2 * width..], stride: 3 * width }
         });
+    }
+
+    fn attention_bwd(
+        &self,
+        dqkv: &mut Buffer<f32>,
+        dy: &Buffer<f32>,
+        y: &Buffer<f32>,
+        lse: &Buffer<f32>,
+        qkv: &Buffer<f32>,
+        rows: &Spans<Self>,
+        dims: AttentionDims,
+    ) {
+        self.attend_bwd(dqkv, Forward { dy, y, lse, qkv, dims }, rows);
     }
 
     fn attention_cached_fwd(
@@ -54,9 +75,12 @@ impl AttentionOps for Cpu {
                 }
             }
         }
-        self.attend(y, qkv, dims, sequences, |row, head| {
-            let first = place(row, head);
-            Memory { keys: &keys[first..], values: &values[first..], stride: head_dim }
+        let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
+        with_scratch(tokens * dims.heads, |lse| {
+            self.attend(y, lse, qkv, dims, sequences, |row, head| {
+                let first = place(row, head);
+                Memory { keys: &keys[first..], values: &values[first..], stride: head_dim }
+            });
         });
     }
 }
@@ -80,6 +104,7 @@ impl Cpu {
     fn attend<'a>(
         &self,
         y: &mut [f32],
+        lse: &mut [f32],
         qkv: &[f32],
         dims: AttentionDims,
         sequences: impl Iterator<Item = Sequence> + Clone + Sync,
@@ -88,8 +113,9 @@ impl Cpu {
         let (width, head_dim) = (dims.width(), dims.head_dim);
         let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
         let work: usize = sequences.clone().map(|s| (s.end - s.start) * (s.past + s.end - s.start) * width).sum();
-        let block = if work < SERIAL { (tokens.max(1), width) } else { (QUERIES, head_dim) };
-        self.pool.tiles(y, (tokens, width), block, |mut tile| {
+        let (block, heads) = if work < SERIAL { (tokens.max(1), dims.heads) } else { (QUERIES, 1) };
+        let outputs = [(y, width, heads * head_dim), (lse, dims.heads, heads)];
+        self.pool.tiles(tokens, block, outputs, |[mut tile, mut lse]| {
             for (row, Sequence { start, end, past }) in sequences.clone().enumerate() {
                 let queries = tile.rows().start.max(start)..tile.rows().end.min(end);
                 for head in tile.cols().start / head_dim..tile.cols().end / head_dim {
@@ -97,8 +123,8 @@ impl Cpu {
                         let queries = first..queries.end.min(first + QUERIES);
                         let seen = past + first - start;
                         with_scratch(queries.len() * (seen + queries.len()), |scores| {
-                            let (tile, memory) = (&mut tile, memory(row, head));
-                            self.run(Attend { tile, scores, qkv, head, dims, queries, seen, memory });
+                            let (tile, lse, memory) = (&mut tile, &mut lse, memory(row, head));
+                            self.run(Attend { tile, lse, scores, qkv, head, dims, queries, seen, memory });
                         });
                     }
                 }
@@ -113,6 +139,8 @@ impl Cpu {
 /// them; the order in which a query meets them is the same as if it passed alone.
 struct Attend<'a, 'b> {
     tile: &'a mut Tile<'b>,
+    /// A row for each query, a column for each head.
+    lse: &'a mut Tile<'b>,
     /// A row for each query.
     scores: &'a mut [f32],
     qkv: &'a [f32],
@@ -130,7 +158,8 @@ impl Kernel for Attend<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Attend { tile, scores, qkv, head, dims, queries, seen, memory: Memory { keys, values, stride } } = self;
+        let Attend { tile, lse, scores, qkv, head, dims, queries, seen, memory: Memory { keys, values, stride } } =
+            self;
         let columns = head * dims.head_dim..(head + 1) * dims.head_dim;
         let most = seen + queries.len();
         for first in (0..most).step_by(KEYS) {
@@ -141,7 +170,8 @@ impl Kernel for Attend<'_, '_> {
             }
         }
         for i in 0..queries.len() {
-            softmax(s, &mut scores[i * most..][..seen + i + 1]);
+            let (greatest, sum) = softmax(s, &mut scores[i * most..][..seen + i + 1]);
+            lse.part(queries.start + i, head..head + 1)[0] = greatest + log_of(s, sum);
             tile.part(queries.start + i, columns.clone()).fill(0.0);
         }
         for first in (0..most).step_by(KEYS) {
@@ -157,16 +187,21 @@ impl Kernel for Attend<'_, '_> {
 /// `score_j = q · k_j / √D`, where `k_j` starts at `j · stride`.
 #[inline(always)]
 fn score<S: Simd>(s: S, scores: &mut [f32], q: &[f32], keys: &[f32], stride: usize) {
-    let scale = 1.0 / (q.len() as f32).sqrt();
-    let quads = scores.len() / 4 * 4;
+    scaled_dots(s, scores, 1.0 / (q.len() as f32).sqrt(), q, keys, stride);
+}
+
+/// `y_j = scale · (q · k_j)`, where `k_j` starts at `j · stride`.
+#[inline(always)]
+pub(super) fn scaled_dots<S: Simd>(s: S, y: &mut [f32], scale: f32, q: &[f32], keys: &[f32], stride: usize) {
+    let quads = y.len() / 4 * 4;
     for j in (0..quads).step_by(4) {
         let keys = &keys[j * stride..];
         let dots = dots(s, q, [keys, &keys[stride..], &keys[2 * stride..], &keys[3 * stride..]]);
         for i in 0..4 {
-            scores[j + i] = dots[i] * scale;
+            y[j + i] = dots[i] * scale;
         }
     }
-    for j in quads..scores.len() {
-        scores[j] = dot(s, q, &keys[j * stride..][..q.len()]) * scale;
+    for j in quads..y.len() {
+        y[j] = dot(s, q, &keys[j * stride..][..q.len()]) * scale;
     }
 }

@@ -1,7 +1,7 @@
 //! The reconstruction loss.
 
 use crate::backend::LossOps;
-use crate::cpu::simd::{Kernel, Simd, exp, log, max};
+use crate::cpu::simd::{Kernel, Simd, exp, log_of, max, scaled_softmax};
 use crate::cpu::{Buffer, Cpu};
 
 impl LossOps for Cpu {
@@ -20,6 +20,38 @@ impl LossOps for Cpu {
                 *loss = self.run(LogSumExp { x: logits, shift: logits[targets[n] as usize] });
             }
         });
+    }
+
+    fn cross_entropy_bwd(
+        &self,
+        logits: &mut Buffer<f32>,
+        targets: &Buffer<u32>,
+        weights: &Buffer<f32>,
+        tokens: usize,
+        vocab: usize,
+    ) {
+        let (targets, weights) = (&targets[..tokens], &weights[..tokens]);
+        self.pool.rows(tokens, super::rows_per_task(vocab), [(logits, vocab)], |first, [logits]| {
+            for (n, logits) in (first..).zip(logits.chunks_exact_mut(vocab)) {
+                self.run(ScaledSoftmax { x: logits, factor: weights[n] });
+                logits[targets[n] as usize] -= weights[n];
+            }
+        });
+    }
+}
+
+/// `x = factor · softmax(x)`.
+struct ScaledSoftmax<'a> {
+    x: &'a mut [f32],
+    factor: f32,
+}
+
+impl Kernel for ScaledSoftmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        scaled_softmax(s, self.x, self.factor);
     }
 }
 
@@ -41,6 +73,6 @@ impl Kernel for LogSumExp<'_> {
             sum = s.add(sum, exp(s, s.sub(s.load_or(&self.x[i..], f32::NEG_INFINITY), centre)));
         }
         // The difference first: where the target is the greatest, a small loss keeps its digits.
-        (greatest - self.shift) + s.max_lane(log(s, s.splat(s.sum(sum))))
+        (greatest - self.shift) + log_of(s, s.sum(sum))
     }
 }

@@ -75,15 +75,30 @@ pub fn tanh<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.copysign(s.select(s.lt(magnitude, s.splat(0.625)), near, far), x)
 }
 
+// −2 √(2/π), and its product with 0.044715.
+const GELU_LINEAR: f32 = -1.595_769_121_605_731;
+const GELU_CUBIC: f32 = GELU_LINEAR * 0.044_715;
+
 /// `gelu_new(x) = ½x(1 + tanh u)` with `u = √(2/π)(x + 0.044715x³)`, as `x / (1 + e⁻²ᵘ)`, which does not cancel.
 #[inline(always)]
 pub fn gelu<S: Simd>(s: S, x: S::F32) -> S::F32 {
-    const LINEAR: f32 = -1.595_769_121_605_731; // −2 √(2/π)
-    let cubic = s.splat(LINEAR * 0.044_715);
     // Finite, as −∞/∞ would be NaN; the operand order lets NaN through.
     let x = s.max(s.splat(f32::MIN), x);
-    let t = s.mul(x, s.fma(s.mul(x, x), cubic, s.splat(LINEAR)));
+    let t = s.mul(x, s.fma(s.mul(x, x), s.splat(GELU_CUBIC), s.splat(GELU_LINEAR)));
     s.div(x, s.add(s.splat(1.0), exp(s, t)))
+}
+
+/// The derivative of [`gelu`]: with `e = e⁻²ᵘ` and `σ = 1 / (1 + e)` it is `σ + x 2u' σ eσ`, where `eσ = 1 − σ` without
+/// its cancellation.
+#[inline(always)]
+pub fn gelu_slope<S: Simd>(s: S, x: S::F32) -> S::F32 {
+    // Beyond these bounds it is 0 or 1 to 35 digits, and e would overflow. The operand order lets NaN through.
+    let x = s.max(s.splat(-10.0), s.min(s.splat(10.0), x));
+    let (one, square) = (s.splat(1.0), s.mul(x, x));
+    let e = exp(s, s.mul(x, s.fma(square, s.splat(GELU_CUBIC), s.splat(GELU_LINEAR))));
+    let sigma = s.div(one, s.add(one, e));
+    let slope = s.fma(square, s.splat(-3.0 * GELU_CUBIC), s.splat(-GELU_LINEAR));
+    s.fma(s.mul(s.mul(x, slope), sigma), s.mul(e, sigma), sigma)
 }
 
 /// `ln x`, within 2 ulp; −∞ at zero, NaN below it.
@@ -124,6 +139,12 @@ pub fn log<S: Simd>(s: S, x: S::F32) -> S::F32 {
     s.select(s.lt(x, s.splat(0.0)), s.splat(f32::NAN), y)
 }
 
+/// [`log`] of a single number.
+#[inline(always)]
+pub fn log_of<S: Simd>(s: S, x: f32) -> f32 {
+    s.max_lane(log(s, s.splat(x)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +157,7 @@ mod tests {
         ExpExcess,
         Tanh,
         Gelu,
+        GeluSlope,
         Log,
     }
 
@@ -154,6 +176,7 @@ mod tests {
                     Function::ExpExcess => exp_excess(s, v),
                     Function::Tanh => tanh(s, v),
                     Function::Gelu => gelu(s, v),
+                    Function::GeluSlope => gelu_slope(s, v),
                     Function::Log => log(s, v),
                 };
                 s.store(x, y);
@@ -242,6 +265,19 @@ mod tests {
     }
 
     #[test]
+    fn the_slope_of_gelu_is_exact_to_a_few_roundings() {
+        let exact = |x: f64| {
+            let c = (2.0 / std::f64::consts::PI).sqrt();
+            let tanh = (c * (x + 0.044715 * x * x * x)).tanh();
+            let slope = c * (1.0 + 3.0 * 0.044715 * x * x);
+            0.5 * (1.0 + tanh) + if x.abs() < 20.0 { 0.5 * x * (1.0 - tanh * tanh) * slope } else { 0.0 }
+        };
+        let tolerance = |_: f64, _: f64| 8.0 * f64::from(f32::EPSILON);
+        check(Function::GeluSlope, &sweep(0.0, f32::MAX), exact, tolerance);
+        check(Function::GeluSlope, &sweep(-0.0, f32::MIN), exact, tolerance);
+    }
+
+    #[test]
     fn log_within_2_ulp() {
         check(Function::Log, &sweep(0.0, f32::MAX), f64::ln, |_, y| 2.0 * ulp(y));
     }
@@ -254,6 +290,7 @@ mod tests {
             (Function::Tanh, &[(INF, 1.0), (-INF, -1.0), (0.0, 0.0), (-0.0, -0.0), (1e-45, 1e-45)]),
             (Function::ExpExcess, &[(INF, INF), (-INF, INF), (f32::MAX, INF), (0.0, 0.0), (-0.0, 0.0)]),
             (Function::Gelu, &[(INF, INF), (-INF, -0.0), (-100.0, -0.0), (0.0, 0.0), (-0.0, -0.0), (1e20, 1e20)]),
+            (Function::GeluSlope, &[(INF, 1.0), (0.0, 0.5), (-0.0, 0.5), (1e20, 1.0)]),
             (Function::Log, &[(0.0, -INF), (-0.0, -INF), (INF, INF), (1.0, 0.0), (1e-45, -103.278_93)]),
         ];
         for (function, cases) in table {

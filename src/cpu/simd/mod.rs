@@ -9,8 +9,8 @@
 mod math;
 mod reduce;
 
-pub use math::{exp, exp_excess, gelu, log, tanh};
-pub use reduce::{add_weighted, dot, dots, max, softmax};
+pub use math::{exp, exp_excess, gelu, gelu_slope, log, log_of, tanh};
+pub use reduce::{add_rows, add_weighted, add_weighted_column, dot, dots, max, scaled_softmax, softmax};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -99,6 +99,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn load(self, x: &[f32]) -> Self::F32 {
         self.load_or(x, 0.0)
+    }
+
+    /// Adds to the first [`LANES`](Simd::LANES) elements of `y`, or to as many as it has.
+    #[inline(always)]
+    fn add_to(self, y: &mut [f32], v: Self::F32) {
+        self.store(y, self.add(self.load(y), v));
     }
 }
 
