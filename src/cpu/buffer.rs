@@ -13,9 +13,6 @@ use crate::error::{Error, Result};
 const ALIGN: usize = 64;
 /// A huge page.
 const HUGE_PAGE: usize = 2 << 20;
-/// From this size on a buffer is aligned to huge pages and asks for them. Aligning may cost the memory of a huge page, where
-/// the system hands them out unasked: too much for every weight of a model, little beside the largest.
-const HUGE: usize = 8 * HUGE_PAGE;
 /// The alignment up to which the allocator hands out fresh zero pages as they are, instead of writing zeros itself.
 const ALLOCATOR_ALIGN: usize = 16;
 
@@ -46,14 +43,13 @@ impl<T: Copy + Zeroable> Buffer<T> {
     pub fn try_zeroed(len: usize) -> Result<Self> {
         const { assert!(align_of::<T>() <= ALLOCATOR_ALIGN) };
         let bytes = len.saturating_mul(size_of::<T>());
-        let align = if bytes >= HUGE { HUGE_PAGE } else { ALIGN };
-        let layout = Layout::from_size_align(bytes.saturating_add(align), ALLOCATOR_ALIGN).ok();
+        let layout = Layout::from_size_align(bytes.saturating_add(ALIGN), ALLOCATOR_ALIGN).ok();
         // SAFETY: the layout's size is at least `ALIGN`, so not zero.
         let block = layout.and_then(|layout| Some((NonNull::new(unsafe { alloc_zeroed(layout) })?, layout)));
         let Some((block, layout)) = block else { return Err(no_memory(bytes)) };
-        // SAFETY: the block is longer than `bytes` by `align`, so it has an aligned address with `bytes` behind it.
-        let data = unsafe { block.add(block.align_offset(align)) };
-        if bytes >= HUGE {
+        // SAFETY: the block is longer than `bytes` by `ALIGN`, so it has an aligned address with `bytes` behind it.
+        let data = unsafe { block.add(block.align_offset(ALIGN)) };
+        if bytes >= HUGE_PAGE {
             advise_huge_pages(data, bytes);
         }
         Ok(Buffer { data: data.cast(), len, block, layout })
@@ -77,11 +73,18 @@ fn no_memory(bytes: usize) -> Error {
     ))
 }
 
-/// Asks for huge pages; that the system refuses is no error.
+/// Asks for huge pages for the whole pages of a range; that the system refuses is no error. Large buffers lie one behind
+/// the other, so a huge page may hold the end of one and the start of the next, and aligning each to one would only cost
+/// memory.
 #[cfg(target_os = "linux")]
 fn advise_huge_pages(data: NonNull<u8>, bytes: usize) {
-    // SAFETY: the range lies in one allocation and starts at a page; the advice does not change its content.
-    unsafe { libc::madvise(data.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+    // The largest page of any Linux, so that the start is that of a page.
+    const PAGE: usize = 1 << 16;
+    let skipped = data.align_offset(PAGE);
+    let len = bytes.saturating_sub(skipped) / PAGE * PAGE;
+    // SAFETY: the range lies inside the allocation, which has `bytes` from `data` on, and starts at a page; the advice does
+    // not change its content.
+    unsafe { libc::madvise(data.as_ptr().wrapping_add(skipped).cast(), len, libc::MADV_HUGEPAGE) };
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -121,7 +124,7 @@ mod tests {
 
     #[test]
     fn zeroed_and_aligned_at_every_size() {
-        for len in [0, 1, 15, 16, 17, 1000, HUGE / 4 - 1, HUGE / 4, HUGE / 4 + 1, 3_000_001] {
+        for len in [0, 1, 15, 16, 17, 1000, HUGE_PAGE / 4 - 1, HUGE_PAGE / 4, HUGE_PAGE / 4 + 1, 3_000_001] {
             let mut buffer = Buffer::<f32>::zeroed(len);
             assert_eq!((buffer.len(), buffer.as_ptr().addr() % ALIGN), (len, 0));
             assert!(buffer.iter().all(|x| x.to_bits() == 0));
@@ -131,19 +134,11 @@ mod tests {
         assert_eq!(*Buffer::from_slice(&[1u32, 2, 3]).unwrap(), [1, 2, 3]);
     }
 
-    #[test]
-    fn only_large_buffers_are_aligned_to_huge_pages() {
-        for (bytes, align) in [(64, ALIGN), (HUGE - 4, ALIGN), (HUGE, HUGE_PAGE)] {
-            let buffer = Buffer::<f32>::zeroed(bytes / 4);
-            assert_eq!((buffer.as_ptr().addr() % align, buffer.layout.size()), (0, bytes + align));
-        }
-    }
-
     /// The number of bytes overflows, the layout does, and no address space is this large.
     #[test]
     fn what_memory_cannot_hold_is_an_error() {
         let most = isize::MAX as usize;
-        for len in [usize::MAX, most / 4, (most - 4 * HUGE) / 4] {
+        for len in [usize::MAX, most / 4, (most - 4 * HUGE_PAGE) / 4] {
             let message = Buffer::<f32>::try_zeroed(len).err().unwrap().to_string();
             assert!(message.contains("GiB") && message.contains("fewer rows"), "{message}");
         }
