@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
         /// The reason it gave.
-        source: io::Error,
+        reason: io::Error,
     },
     /// A file's content is not what its format demands.
     #[error("{}: {message}", path.display())]
@@ -59,8 +59,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An I/O error at `path`.
-    pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
-        Error::Io { path: path.as_ref().to_path_buf(), source }
+    pub fn io(path: impl AsRef<Path>, reason: io::Error) -> Self {
+        Error::Io { path: path.as_ref().to_path_buf(), reason }
     }
 
     /// A malformed file at `path`.

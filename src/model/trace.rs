@@ -69,8 +69,11 @@ fn check<B: Backend>(model: &Model<B>, case: &Inputs) -> Result<()> {
         return Err(Error::input("inputs", message));
     }
     if dims.conditional != (case.condition_len > 0) {
-        let (found, needed) = if dims.conditional { ("lacks", "needs") } else { ("has", "takes no") };
-        return Err(Error::input("cond_inputs", format!("the case {found} a condition, and this model {needed} one")));
+        let message = match dims.conditional {
+            true => "the case has no condition, and this model is a CVAE, which needs one",
+            false => "the case has a condition, and this model is a VAE, which takes none",
+        };
+        return Err(Error::input("cond_inputs", message));
     }
     for row in &case.rows {
         model.check_ids("inputs", row)?;
