@@ -326,7 +326,15 @@ impl Della {
         let eps = noise.draw(&numbers, dims.layers, dims.latent);
         let rows: Vec<Row<'_>> =
             sentences.iter().map(|s| Row { condition: &s.condition, sentence: &s.sentence }).collect();
-        self.engine.encode(&rows, samples.len(), eps.as_ref().map(|eps| eps.view()), noise.scale())
+        let latents = self.engine.encode(&rows, samples.len(), eps.as_ref().map(|eps| eps.view()), noise.scale())?;
+        match latents.z.outer_iter().position(|z| z.iter().any(|z| !z.is_finite())) {
+            None => Ok(latents),
+            Some(row) => {
+                let index = sentences[row / samples.len()].index;
+                let message = "are not finite: the model's weights or the noise are too large";
+                Err(Error::input(format!("latents of sentence {index}"), message))
+            }
+        }
     }
 
     /// The sentences in groups that are encoded together, filled up as the published code does if that is asked for. A

@@ -133,7 +133,7 @@ pub struct DrawArgs {
 pub fn parse_seed(text: &str) -> Result<u64, String> {
     if text == "random" {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
-        eprintln!("seed: {seed}");
+        remark!("seed: {seed}");
         return Ok(seed);
     }
     text.parse().map_err(|_| format!("a number from 0 to {}, or `random`", u64::MAX))

@@ -43,9 +43,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let present = TOKENIZER_FILES.into_iter().filter(|file| dir.join(file).exists());
     let copied = present.map(|file| copy(&dir.join(file), &args.output.join(file)).map(|()| file));
     let copied: Vec<&str> = copied.collect::<della::Result<_>>()?;
-    eprintln!("wrote {parameters} parameters in {dtype} to {}", args.output.display());
+    remark!("wrote {parameters} parameters in {dtype} to {}", args.output.display());
     if copied.is_empty() {
-        eprintln!("there was no tokenizer with it; add its vocab.txt before you give the model text");
+        remark!("there was no tokenizer with it; add its vocab.txt before you give the model text");
     }
     Ok(())
 }

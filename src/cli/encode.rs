@@ -67,6 +67,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let input = args.input.open()?;
     let della = args.model.open()?;
     if let Some(path) = tensors {
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()) {
+            return Err(della::Error::io(dir, std::io::ErrorKind::NotFound.into()).into());
+        }
         if path.symlink_metadata().is_ok() {
             return Err(della::Error::Exists(path.clone()).into());
         }
@@ -87,7 +90,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         };
         if tensors.is_some() {
             for bad in batch.iter().filter_map(|item| item.as_ref().err()) {
-                eprintln!("error: {}", bad.message);
+                remark!("error: {}", bad.message);
                 bad_lines += 1;
             }
             match (&mut all, latents) {

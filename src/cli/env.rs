@@ -16,7 +16,7 @@ pub fn report(command: &Command, matches: &ArgMatches) {
     let cpu = CPU.into_iter().filter(|_| command.get_arguments().any(|arg| arg.get_id() == "device"));
     for name in names.chain(cpu) {
         if let Some(value) = std::env::var_os(name) {
-            eprintln!("{name}={}", value.display());
+            remark!("{name}={}", value.display());
         }
     }
 }

@@ -52,10 +52,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Ok(spec.initial(args.seed, index))
     })?;
     bar.finish_and_clear();
-    eprintln!("wrote {parameters} parameters in {dtype} to {}", args.output.display());
+    remark!("wrote {parameters} parameters in {dtype} to {}", args.output.display());
     match &args.vocab {
         Some(vocab) => copy(vocab, &args.output.join("vocab.txt"))?,
-        None => eprintln!("add a vocab.txt before you give the model text"),
+        None => remark!("add a vocab.txt before you give the model text"),
     }
     Ok(())
 }

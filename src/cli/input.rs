@@ -154,7 +154,10 @@ impl Line {
 
     /// This line cannot be used.
     pub fn bad(&self, message: impl std::fmt::Display) -> BadLine {
-        BadLine { id: self.index.into(), message: format!("{}: {message}", self.place) }
+        // a record that is wrong otherwise may still say what it is called
+        let id = serde_json::from_str(&self.text).ok().and_then(|record: serde_json::Value| record.get("id").cloned());
+        let id = id.unwrap_or_else(|| self.index.into());
+        BadLine { id, message: format!("{}: {message}", self.place) }
     }
 }
 

@@ -1,5 +1,13 @@
 //! The command line: one file per subcommand, what they share in `args`, `input` and `output`.
 
+/// Prints a line to standard error. That nobody can read it is no reason to stop, as it is for `eprintln!`.
+macro_rules! remark {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
 mod args;
 mod completions;
 mod convert;
@@ -103,7 +111,7 @@ pub fn run() -> ExitCode {
             // where it was to be printed is closed: there is no one to tell
             let _ = error.print();
             if let Some(variable) = env::culprit(&command, &error) {
-                eprintln!("note: the value comes from the environment variable {variable}");
+                remark!("note: the value comes from the environment variable {variable}");
             }
             return ExitCode::from(error.exit_code() as u8);
         }
@@ -114,6 +122,6 @@ pub fn run() -> ExitCode {
     if error.chain().any(|cause| cause.downcast_ref().is_some_and(closed)) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error:#}");
+    remark!("error: {error:#}");
     ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
 }

@@ -97,7 +97,7 @@ impl Output {
             error: &'a str,
         }
         self.bad_lines += 1;
-        eprintln!("error: {}", bad.message);
+        remark!("error: {}", bad.message);
         match self.json {
             true => self.object(&Object { id: &bad.id, error: &bad.message }),
             false => self.line(""),

@@ -84,7 +84,7 @@ fn print(case: &Path, report: della::Result<Report>, json: bool) -> anyhow::Resu
             Ok(verdict)
         }
         Err(e) => {
-            eprintln!("error: {e}");
+            remark!("error: {e}");
             if json {
                 writeln!(out, "{}", json!({ "case": case.display().to_string(), "error": e.to_string() }))?;
             }

@@ -328,11 +328,6 @@ fn shown_json(value: &Value) -> String {
 
 /// Missing, unknown and misshapen tensors.
 fn check_tensors(config: &Config, shapes: &Shapes) -> Vec<String> {
-    let blocks = shapes.keys().filter(|name| name.contains(".h.")).count();
-    if config.dims.layers > blocks {
-        // already reported as a contradiction
-        return Vec::new();
-    }
     let specs = config.specs();
     let specs = specs.list();
     let mut problems = Vec::new();

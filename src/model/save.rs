@@ -52,11 +52,28 @@ pub fn save(
 fn to_bytes(values: &[f32], dtype: ElementType) -> Result<Vec<u8>, String> {
     match dtype {
         ElementType::F32 => Ok(values.iter().flat_map(|x| x.to_le_bytes()).collect()),
-        ElementType::Bf16 => Ok(values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()),
+        ElementType::Bf16 => match values.iter().find(|x| x.is_finite() && bf16::from_f32(**x).is_infinite()) {
+            Some(x) => Err(format!("{x} is too large for BF16; use F32")),
+            None => Ok(values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()),
+        },
         ElementType::F16 => match values.iter().find(|x| x.is_finite() && f16::from_f32(**x).is_infinite()) {
             Some(x) => Err(format!("{x} is too large for F16; use BF16")),
             None => Ok(values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()),
         },
         other => Err(format!("models are not written in {other}; choose F32, F16 or BF16")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_narrow_type_cannot_hold_is_an_error() {
+        for (dtype, largest) in [(ElementType::Bf16, f32::MAX), (ElementType::F16, 65520.0)] {
+            let message = to_bytes(&[1.0, largest], dtype).unwrap_err();
+            assert!(message.contains("too large"), "{message}");
+            assert_eq!(to_bytes(&[1.0], dtype).unwrap().len(), 2);
+        }
     }
 }

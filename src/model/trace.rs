@@ -148,7 +148,8 @@ impl<'a, B: Backend> Tracer<'a, B> {
         self.put_chain("prior_output", |chain| &chain.prior, 2 * latent);
         self.put_chain("posterior_output", |chain| &chain.posterior, 2 * latent);
         self.put_chain("posterior_z", |chain| &chain.z, latent);
-        self.put_chain("layer_kl", |chain| &chain.kl, 1);
+        let kl = self.stacked(&self.chain.kl, 1);
+        self.tensors.put("layer_kl", &[self.chain.kl.len(), self.rows], kl);
         self.prior_samples("prior_z", true)?;
         let logits = self.decode("logits", &self.case.rows)?;
         self.losses(&logits)
@@ -240,8 +241,7 @@ impl<'a, B: Backend> Tracer<'a, B> {
     /// Stores a part of the chain: `L` of `(rows, width)`.
     fn put_chain(&mut self, name: &str, part: impl Fn(&ChainActs<B>) -> &Vec<B::Real>, width: usize) {
         let values = self.stacked(part(&self.chain), width);
-        let shape = [self.model.config.dims.layers, self.rows, width];
-        self.tensors.put(name, if width == 1 { &shape[..2] } else { &shape }, values);
+        self.tensors.put(name, &[self.model.config.dims.layers, self.rows, width], values);
     }
 
     fn stacked(&self, layers: &[B::Real], width: usize) -> Vec<f64> {

@@ -197,3 +197,29 @@ fn a_closed_pipe_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// Noise that no number can hold is said, not written.
+#[test]
+fn latents_that_are_not_finite_are_an_error() {
+    let dir = Dir::new();
+    let model = dir.model("vae");
+    let run = run(&["encode", SENTENCE, "--model", &model, "--latent-noise", "3e38"]);
+    assert_eq!(run.out, "");
+    let error = run.fails(1);
+    assert!(error.contains("latents of sentence 0: are not finite"), "{error}");
+}
+
+/// What went wrong is said to nobody, and the others still run.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_unwritable_standard_error_stops_nothing() {
+    let dir = Dir::new();
+    let model = dir.model("vae");
+    let file = dir.write("in.txt", format!("\n{SENTENCE}\n"));
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_della"))
+        .args(["reconstruct", "--model", &model, "--file", &file, "--max-length", "3"])
+        .stderr(fs::OpenOptions::new().write(true).open("/dev/full").unwrap())
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), output.stdout.iter().filter(|&&b| b == b'\n').count()), (Some(1), 2));
+}
