@@ -1,6 +1,6 @@
 //! What a device stores, and how data gets there and back.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Buffers of a device. Precision is in the types: [`Act`](Storage::Act) may be narrow, [`Real`](Storage::Real) never is.
 pub trait Storage: Send + Sync + Sized + 'static {
@@ -90,6 +90,20 @@ pub struct Matrix<'a> {
     pub rows: usize,
     /// Columns as stored.
     pub cols: usize,
+}
+
+impl Matrix<'_> {
+    /// Refuses data that are not `rows · cols` values, as every device does before it reads them.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with both sizes.
+    pub fn check(&self) -> Result<()> {
+        let found = self.data.len();
+        match self.rows.checked_mul(self.cols) == Some(found) {
+            true => Ok(()),
+            false => Err(Error::input("matrix", format!("{} x {} has {found} values", self.rows, self.cols))),
+        }
+    }
 }
 
 /// What a parameter matrix is for, which decides how a device lays it out and in which precision.

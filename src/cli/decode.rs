@@ -7,7 +7,7 @@ use della::io::checkpoint::Checkpoint;
 use della::text::{Entity, training_condition_ids};
 use della::{Della, Error, Options, Start};
 use ndarray::{Array3, ArrayView2, ArrayView3, Axis};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::args::{DecodeArgs, ModelArgs};
 use super::input::{BATCH, BadLine, Lines};
@@ -42,13 +42,6 @@ struct Record {
 #[derive(Deserialize)]
 struct Layer {
     z: Vec<f32>,
-}
-
-#[derive(Serialize)]
-struct Object<'a> {
-    id: &'a serde_json::Value,
-    text: &'a str,
-    ids: &'a [u32],
 }
 
 /// A row that can be decoded.
@@ -154,13 +147,7 @@ fn decode(
         });
         match decoded {
             Err(bad) => output.bad_line(&bad)?,
-            Ok((row, ids)) => {
-                let text = &della.text(&ids, options)?;
-                match output.json {
-                    true => output.object(&Object { id: &row.id, text, ids: &ids })?,
-                    false => output.line(text)?,
-                }
-            }
+            Ok((row, ids)) => output.decoded(&row.id, &della.text(&ids, options)?, &ids)?,
         }
     }
     Ok(())

@@ -76,6 +76,20 @@ impl Output {
         Ok(writeln!(self.writer, "{text}")?)
     }
 
+    /// Writes new ids and their text: as an object under the name `id`, or the text alone.
+    pub fn decoded(&mut self, id: &impl Serialize, text: &str, ids: &[u32]) -> anyhow::Result<()> {
+        #[derive(Serialize)]
+        struct Object<'a, I> {
+            id: &'a I,
+            text: &'a str,
+            ids: &'a [u32],
+        }
+        match self.json {
+            true => self.object(&Object { id, text, ids }),
+            false => self.line(text),
+        }
+    }
+
     /// Writes a piece of text at once, for a reader who watches it grow.
     pub fn piece(&mut self, text: &str) -> anyhow::Result<()> {
         self.writer.write_all(text.as_bytes())?;

@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let mut results = results.into_iter();
         for item in &batch {
             let result = item.as_ref().map_err(BadLine::clone).and_then(|(sentence, _)| {
-                let results = results.next().unwrap_or_default();
+                let results = results.next().expect("results for each good sentence");
                 let results = results.into_iter().collect::<Result<Vec<_>>>();
                 results.map(|results| (sentence, results)).map_err(|e| sentence.bad(e))
             });

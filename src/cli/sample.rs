@@ -1,7 +1,6 @@
 //! `della sample`: sentences from the prior.
 
 use della::Options;
-use serde::Serialize;
 
 use super::args::{DecodeArgs, ModelArgs};
 use super::input::sample_ranges;
@@ -23,13 +22,6 @@ pub struct Args {
     model: ModelArgs,
 }
 
-#[derive(Serialize)]
-struct Object<'a> {
-    id: usize,
-    text: &'a str,
-    ids: &'a [u32],
-}
-
 pub fn run(args: Args) -> anyhow::Result<()> {
     let options = args.decode.options(Options { latent_noise: Some(1.0), ..Options::default() })?;
     let della = args.model.open()?;
@@ -37,12 +29,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for samples in sample_ranges(args.n as usize) {
         let rows = della.sample_prior_ids(samples.clone(), &options)?;
         for (id, ids) in samples.zip(rows) {
-            let ids = &ids?;
-            let text = &della.text(ids, &options)?;
-            match output.json {
-                true => output.object(&Object { id, text, ids })?,
-                false => output.line(text)?,
-            }
+            let ids = ids?;
+            output.decoded(&id, &della.text(&ids, &options)?, &ids)?;
         }
     }
     output.finish()

@@ -134,10 +134,7 @@ impl Storage for Cpu {
     }
 
     fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Weight> {
-        let found = matrix.data.len();
-        if matrix.rows.checked_mul(matrix.cols) != Some(found) {
-            return Err(Error::input("matrix", format!("{} x {} has {found} values", matrix.rows, matrix.cols)));
-        }
+        matrix.check()?;
         match role {
             Role::Table => Weight::table(matrix),
             Role::Linear => self.gemm.prepare(&self.pool, matrix, false),

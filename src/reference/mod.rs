@@ -12,7 +12,7 @@ mod norm;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::backend::{HostFloat, Matrix, Role, Storage};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The f64 reference device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,10 +38,7 @@ impl Storage for Reference {
     }
 
     fn weight(&self, matrix: Matrix<'_>, _role: Role) -> Result<Array2<f64>> {
-        let found = matrix.data.len();
-        if matrix.rows.checked_mul(matrix.cols) != Some(found) {
-            return Err(Error::input("matrix", format!("{} x {} has {found} values", matrix.rows, matrix.cols)));
-        }
+        matrix.check()?;
         Ok(Array2::from_shape_fn((matrix.rows, matrix.cols), |(r, c)| f64::from(matrix.data[r * matrix.cols + c])))
     }
 
