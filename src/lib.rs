@@ -51,6 +51,7 @@ pub mod error;
 pub mod generate;
 pub mod io;
 pub mod latent;
+pub mod learn;
 pub mod model;
 pub mod reference;
 pub mod rng;
