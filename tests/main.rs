@@ -19,5 +19,7 @@ mod memory;
 mod ops;
 /// Sampling: recorded cases, and what holds for any logits.
 mod sampling;
+/// Learning rate and β: recorded trajectories.
+mod schedules;
 /// Tokenizer: Hugging Face's ids, decoding, streams, bad files.
 mod text;

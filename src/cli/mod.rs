@@ -24,6 +24,8 @@ mod output;
 mod reconstruct;
 mod sample;
 mod tokenize;
+#[cfg_attr(not(test), expect(dead_code, reason = "the command that takes them comes next"))]
+mod train_flags;
 mod verify;
 
 use std::fmt;

@@ -1,0 +1,4 @@
+//! Training: the settings of a run, its schedules, and what it tells while it runs.
+
+pub mod schedule;
+pub mod settings;
