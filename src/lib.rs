@@ -30,6 +30,7 @@
 //! | [`generate`], [`latent`] | the decoding loop; latents on the host |
 //! | [`engine`] | everything a device can be asked; the only file that names the backends together |
 //! | [`Della`], [`verify`] | text to text; comparison with recorded outputs |
+//! | [`train`] | training: the corpus |
 //!
 //! # Unsafe code
 //!
@@ -55,6 +56,7 @@ pub mod model;
 pub mod reference;
 pub mod rng;
 pub mod text;
+pub mod train;
 pub mod verify;
 
 pub use della::{Della, Options, Padding, Reconstruction, Sentence, SentenceIds, Start, check_vocabulary};

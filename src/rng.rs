@@ -13,6 +13,8 @@ pub enum Stream {
     Latent = 1,
     /// Initial weights.
     Init = 2,
+    /// The order of training rows.
+    Shuffle = 3,
 }
 
 /// Draws for one row of one purpose.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
 /// that computes, and only `engine` names them all.
-const MAY_USE: [(&[&str], &[&str]); 9] = [
+const MAY_USE: [(&[&str], &[&str]); 10] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["backend", "io"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
@@ -36,6 +36,13 @@ const MAY_USE: [(&[&str], &[&str]); 9] = [
     (
         &["della", "verify"],
         &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "builtin", "engine"],
+    ),
+    (
+        &["train"],
+        &[
+            "error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "engine", "della", "eval",
+            "learn",
+        ],
     ),
 ];
 

@@ -1,0 +1,3 @@
+//! Training: from files of sentences to a better model.
+
+pub mod data;
