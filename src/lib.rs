@@ -30,7 +30,7 @@
 //! | [`generate`], [`latent`] | the decoding loop; latents on the host |
 //! | [`engine`] | everything a device can be asked; the only file that names the backends together |
 //! | [`Della`], [`verify`] | text to text; comparison with recorded outputs |
-//! | [`train`] | runs: settings, schedules, what they tell |
+//! | [`train`] | runs: settings, corpus, checkpoints, what they tell |
 //!
 //! # Unsafe code
 //!

@@ -1,4 +1,5 @@
-//! Training: the settings of a run, its schedules, and what it tells while it runs.
+//! Training: from files of sentences to a better model.
 
+pub mod data;
 pub mod schedule;
 pub mod settings;
