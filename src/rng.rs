@@ -13,6 +13,8 @@ pub enum Stream {
     Latent = 1,
     /// Initial weights.
     Init = 2,
+    /// Which rows stand for all.
+    Subset = 16,
 }
 
 /// Draws for one row of one purpose.

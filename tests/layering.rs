@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
 /// that computes, and only `engine` names them all.
-const MAY_USE: [(&[&str], &[&str]); 9] = [
+const MAY_USE: [(&[&str], &[&str]); 10] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
-    (&["backend", "io"], &["error", "dims", "dtype", "tree", "rng"]),
+    (&["backend", "io", "chart"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
     (&["reference", "cpu"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
@@ -37,6 +37,7 @@ const MAY_USE: [(&[&str], &[&str]); 9] = [
         &["della", "verify"],
         &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "builtin", "engine"],
     ),
+    (&["eval"], &["error", "dims", "rng", "model", "generate", "latent", "engine", "chart"]),
 ];
 
 /// What the command line must leave to `engine`.

@@ -52,7 +52,8 @@ pub(super) fn score_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B:
         backend.read_real(nll, &losses);
         let host = &mut host[..count * dims.vocab];
         backend.read_real(host, &logits);
-        correct.extend(host.chunks_exact(dims.vocab).zip(targets).map(|(logits, &id)| is_greatest(logits, id as usize)));
+        correct
+            .extend(host.chunks_exact(dims.vocab).zip(targets).map(|(logits, &id)| is_greatest(logits, id as usize)));
     }
     let (mut nll, mut correct) = (nll.into_iter(), correct.into_iter());
     Ok(rows
