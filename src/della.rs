@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::generate::Sampling;
 use crate::generate::session::{Choice, Next, Request, unwatched};
 use crate::io::checkpoint::Checkpoint;
-use crate::latent::{Latents, Noise};
+use crate::latent::{Latents, Noise, row_number};
 use crate::model::Config;
 use crate::model::encode::Row;
 use crate::text::{DecodeOptions, Entity, Tokenizer, condition_ids, training_condition_ids};
@@ -139,11 +139,6 @@ pub struct Start {
     pub index: usize,
     /// Which sample of this start it is.
     pub sample: usize,
-}
-
-/// The number that a row's draws depend on.
-fn row_number(index: usize, sample: usize) -> u64 {
-    index as u64 | (sample as u64) << 32
 }
 
 /// A sentence after its way through the latents.

@@ -25,11 +25,11 @@
 //! | modules | what they are |
 //! | --- | --- |
 //! | [`error`] [`dims`] [`dtype`] [`tree`](mod@tree) [`rng`] | what everything stands on |
-//! | [`backend`], [`io`], [`text`] | the contract between model and device; files; tokenizer |
+//! | [`backend`], [`io`], [`text`], [`chart`] | the contract between model and device; files; tokenizer; drawings |
 //! | [`reference`](mod@reference), [`cpu`], [`model`] | two implementations of the contract; the model, written once over it |
 //! | [`generate`], [`latent`] | the decoding loop; latents on the host |
 //! | [`engine`] | everything a device can be asked; the only file that names the backends together |
-//! | [`Della`], [`verify`] | text to text; comparison with recorded outputs |
+//! | [`Della`], [`verify`], [`eval`] | text to text; comparison with recorded outputs; how good a model is |
 //! | [`train`] | runs: settings, corpus, checkpoints, what they tell |
 //!
 //! # Unsafe code
@@ -43,12 +43,14 @@ pub mod tree;
 pub mod backend;
 #[cfg(feature = "builtin-model")]
 pub mod builtin;
+pub mod chart;
 pub mod cpu;
 mod della;
 pub mod dims;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+pub mod eval;
 pub mod generate;
 pub mod io;
 pub mod latent;

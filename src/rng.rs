@@ -19,6 +19,8 @@ pub enum Stream {
     Dropout = 4,
     /// Tokens that the decoder does not see in training.
     WordDropout = 5,
+    /// Which rows stand for all.
+    Subset = 16,
 }
 
 /// Draws for one row of one purpose.

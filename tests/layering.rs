@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// that computes, and only `engine` names them all.
 const MAY_USE: [(&[&str], &[&str]); 10] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
-    (&["backend", "io"], &["error", "dims", "dtype", "tree", "rng"]),
+    (&["backend", "io", "chart"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
     (&["reference", "cpu"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
@@ -44,6 +44,7 @@ const MAY_USE: [(&[&str], &[&str]); 10] = [
             "learn",
         ],
     ),
+    (&["eval"], &["error", "dims", "rng", "model", "generate", "latent", "engine", "chart"]),
 ];
 
 /// What the command line must leave to `engine`.

@@ -2,20 +2,24 @@
 
 mod device;
 mod learner;
+mod posterior;
+mod score;
 
 pub use device::{Candidate, CpuReport, Device, DeviceOptions, describe_cpu, open, prepare};
 pub use learner::{Learner, learner, open_learner};
+pub use posterior::PosteriorParts;
+pub use score::RowScore;
 
 use ndarray::{Array2, Array3, ArrayView3, Axis};
 
-use crate::backend::{Backend, HostFloat, Spans};
+use crate::backend::{Backend, HostFloat};
 use crate::error::{Error, Result};
 use crate::generate::session::{self, Next, Request, upload_latents};
 use crate::latent::{Gaussian, Latents};
 use crate::model::acts::{ChainActs, Keep, StackActs};
 use crate::model::encode::{EncoderBatch, Row};
 use crate::model::latent::{Drive, Noise};
-use crate::model::stack::{Context, Tokens};
+use crate::model::stack::Context;
 use crate::model::trace;
 use crate::model::{Config, Model};
 
@@ -47,6 +51,20 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// [`Error::Input`] for rows that the model cannot read.
     fn logits(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>) -> Result<Vec<Array2<f32>>>;
+
+    /// How well the decoder, which reads `[condition, sentence]`, predicts each token of the sentence after its first,
+    /// given each row's latents `z (R, L, Z)`. The logits of a few tokens are held at a time, never those of a row.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for rows that the model cannot read.
+    fn score(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<Vec<RowScore>>;
+
+    /// The outputs of the posterior nets in two parts, so that the posterior of any row can be had at the latents of any
+    /// other: of the rows, and of the chain states that `z (R, L, Z)` leads to.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for rows that the model cannot read, or without a sentence.
+    fn posterior_parts(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<PosteriorParts>;
 
     /// Continues sequences; see [`session::generate`].
     ///
@@ -119,7 +137,8 @@ impl<B: Backend> Engine for Model<B> {
         let mut logits = Vec::with_capacity(rows.len());
         for pass in passes(rows, |ids| ids.len()) {
             let z = z.slice_axis(Axis(0), (logits.len()..logits.len() + pass.len()).into());
-            let flat = logits_pass(self, pass, &upload_latents(&self.backend, z)?)?;
+            let rows: Vec<Row<'_>> = pass.iter().map(|sentence| Row { condition: &[], sentence }).collect();
+            let flat = logits_pass(self, &rows, &upload_latents(&self.backend, z)?)?;
             let mut flat = flat.as_slice();
             for ids in pass {
                 let (row, rest) = flat.split_at(ids.len() * dims.vocab);
@@ -128,6 +147,37 @@ impl<B: Backend> Engine for Model<B> {
             }
         }
         Ok(logits)
+    }
+
+    fn score(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<Vec<RowScore>> {
+        self.check_rows(rows)?;
+        self.check_latents("z", rows.len(), Some(&z))?;
+        let mut scores = Vec::with_capacity(rows.len());
+        for pass in passes(rows, Row::len) {
+            let z = z.slice_axis(Axis(0), (scores.len()..scores.len() + pass.len()).into());
+            scores.extend(score::score_pass(self, pass, &upload_latents(&self.backend, z)?)?);
+        }
+        Ok(scores)
+    }
+
+    fn posterior_parts(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<PosteriorParts> {
+        self.check_rows(rows)?;
+        self.check_latents("z", rows.len(), Some(&z))?;
+        if let Some(row) = rows.iter().position(|row| row.sentence.is_empty()) {
+            return Err(Error::input(format!("row {row}"), "has no sentence, so it has no posterior"));
+        }
+        let shape = (0, self.config.dims.layers, 2 * self.config.dims.latent);
+        let mut all = PosteriorParts { rows: Array3::zeros(shape), states: Array3::zeros(shape) };
+        let mut done = 0;
+        for pass in passes(rows, Row::len) {
+            let z = z.slice_axis(Axis(0), (done..done + pass.len()).into());
+            let part = posterior::posterior_parts(self, pass, z)?;
+            for (all, part) in [(&mut all.rows, part.rows), (&mut all.states, part.states)] {
+                all.append(Axis(0), part.view()).expect("parts have the same layers and width");
+            }
+            done += pass.len();
+        }
+        Ok(all)
     }
 
     fn generate(
@@ -255,20 +305,25 @@ fn read_layers<B: Backend, F: HostFloat + Default>(
     array
 }
 
-/// Logits `(N, V)` of the rows, end to end.
-fn logits_pass<B: Backend>(model: &Model<B>, rows: &[&[u32]], z: &[B::Real]) -> Result<Vec<f32>> {
+/// Runs the decoder over the rows, end to end; `output` of what it returns is `(N, C)`.
+fn decode_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) -> Result<StackActs<B>> {
     let (backend, dims) = (&model.backend, &model.config.dims);
-    let positions: Vec<u32> = rows.iter().flat_map(|ids| 0..ids.len() as u32).collect();
-    let tokens = Tokens::new(backend, &rows.concat(), &positions)?;
-    let spans = Spans::of_lengths(backend, rows.iter().map(|ids| ids.len()))?;
+    let batch = EncoderBatch::new(backend, rows, false)?;
     let latents = backend.ids_from(&(0..rows.len() as u32).collect::<Vec<_>>())?;
-    let mut acts = StackActs::new(backend, dims, tokens.count, Keep::Last)?;
+    let mut acts = StackActs::new(backend, dims, batch.tokens.count, Keep::Last)?;
     let mut fusion = model.fusion(rows.len())?;
     model.fusion_fwd(&mut fusion, z, rows.len());
-    model.decoder_fwd(&mut acts, &tokens, Context::Spans(&spans), &fusion, &latents);
-    let mut logits = backend.real(tokens.count * dims.vocab)?;
-    backend.head_fwd(&mut logits, &acts.output, &model.params.decoder.wte, tokens.count);
-    let mut host = vec![0.0; tokens.count * dims.vocab];
+    model.decoder_fwd(&mut acts, &batch.tokens, Context::Spans(&batch.spans), &fusion, &latents);
+    Ok(acts)
+}
+
+/// Logits `(N, V)` of the rows, end to end.
+fn logits_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) -> Result<Vec<f32>> {
+    let (backend, dims) = (&model.backend, &model.config.dims);
+    let (acts, tokens) = (decode_pass(model, rows, z)?, rows.iter().map(Row::len).sum::<usize>());
+    let mut logits = backend.real(tokens * dims.vocab)?;
+    backend.head_fwd(&mut logits, &acts.output, &model.params.decoder.wte, tokens);
+    let mut host = vec![0.0; tokens * dims.vocab];
     backend.read_real(&mut host, &logits);
     Ok(host)
 }

@@ -51,6 +51,11 @@ fn append(array: &mut Array3<f32>, more: Array3<f32>) {
     array.append(Axis(0), more.view()).expect("rows have the same layers and width");
 }
 
+/// The number that a row's draws depend on: which row it is, and which sample of it.
+pub fn row_number(index: usize, sample: usize) -> u64 {
+    index as u64 | (sample as u64) << 32
+}
+
 /// Where in a Gaussian the latents are taken.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Noise {

@@ -100,11 +100,7 @@ impl<B: Backend> Model<B> {
             };
             let eps = noise.eps.map(|eps| &eps[l]);
             backend.reparameterize_fwd(&mut acts.z[l], gaussian, eps, noise.scale, rows, latent);
-            if let Some(step) = self.params.chain.get(l) {
-                backend.latent_linear_fwd(&mut acts.state_in, &acts.states[l], &step.hh, rows, false);
-                backend.latent_linear_fwd(&mut acts.state_in, &acts.z[l], &step.ih, rows, true);
-                backend.tanh_fwd(&mut acts.states[l + 1], &acts.state_in, rows * latent);
-            }
+            self.step_fwd(acts, l, rows);
         }
     }
 
@@ -141,6 +137,14 @@ impl<B: Backend> Model<B> {
         }
     }
 
+    /// The state after layer `l`, which the last layer has none of, from the one before and `acts.z`.
+    pub(crate) fn step_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
+        let (backend, Some(step)) = (&self.backend, self.params.chain.get(l)) else { return };
+        backend.latent_linear_fwd(&mut acts.state_in, &acts.states[l], &step.hh, rows, false);
+        backend.latent_linear_fwd(&mut acts.state_in, &acts.z[l], &step.ih, rows, true);
+        backend.tanh_fwd(&mut acts.states[l + 1], &acts.state_in, rows * self.config.dims.latent);
+    }
+
     fn prior_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
         self.prior_input_fwd(acts, l, rows);
         self.backend.latent_linear_fwd(&mut acts.prior[l], &acts.prior_in, &self.params.prior[l], rows, false);
@@ -168,7 +172,8 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    fn posterior_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
+    /// The posterior of layer `l`, given its state and what was pooled.
+    pub(crate) fn posterior_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
         self.posterior_input_fwd(acts, l, rows);
         let (y, input) = (&mut acts.posterior[l], &acts.posterior_in);
         self.backend.latent_linear_fwd(y, input, &self.params.posterior[l], rows, false);

@@ -1,0 +1,267 @@
+//! Charts as SVG: bars and lines, in panels side by side.
+//!
+//! The text stays text, so that it can be searched and scales with the drawing; the reader's own sans-serif is used.
+
+use std::fmt::Display;
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::error::{Error, Result};
+
+/// Colours that also differ for most colour-blind readers (Okabe and Ito 2008), the palest left out.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+];
+/// Size of a panel in pixels.
+const PANEL: (u32, u32) = (520, 380);
+const TITLE: u32 = 18;
+const LABEL: u32 = 14;
+
+/// A named sequence of points.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Series {
+    /// In the legend.
+    pub name: String,
+    /// `(x, y)`, in the order in which they are joined. What is not finite is left out.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// What a panel shows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Marks {
+    /// A bar for each name, with its value over it.
+    Bars(Vec<(String, f64)>),
+    /// A line for each series; a legend where there are several.
+    Lines(Vec<Series>),
+}
+
+/// One drawing with its axes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Panel {
+    /// Above the drawing.
+    pub title: String,
+    /// Below the horizontal axis.
+    pub x: String,
+    /// Beside the vertical axis, with the unit.
+    pub y: String,
+    /// What is drawn.
+    pub marks: Marks,
+}
+
+/// Draws panels side by side, at most `columns` in a row; returns the SVG file's content.
+///
+/// # Errors
+/// [`Error::Input`] for no panels, no columns, and a panel without a finite value.
+pub fn svg(panels: &[Panel], columns: usize) -> Result<String> {
+    if panels.is_empty() || columns == 0 {
+        return Err(Error::input("chart", format!("{} panels in {columns} columns draw nothing", panels.len())));
+    }
+    let columns = columns.min(panels.len());
+    let rows = panels.len().div_ceil(columns);
+    let mut out = String::new();
+    let root = SVGBackend::with_string(&mut out, (PANEL.0 * columns as u32, PANEL.1 * rows as u32)).into_drawing_area();
+    root.fill(&WHITE).map_err(failed)?;
+    for (panel, area) in panels.iter().zip(root.split_evenly((rows, columns))) {
+        match &panel.marks {
+            Marks::Bars(bars) => draw_bars(&area, panel, bars)?,
+            Marks::Lines(series) => draw_lines(&area, panel, series)?,
+        }
+    }
+    root.present().map_err(failed)?;
+    drop(root);
+    Ok(out)
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+fn failed(e: impl Display) -> Error {
+    Error::Unsupported(format!("the chart cannot be drawn: {e}"))
+}
+
+/// The range of the finite ones of `values`, with room around it; `None` if there are none.
+fn range(values: impl Iterator<Item = f64>, room: f64) -> Option<Range<f64>> {
+    let (low, high) = values
+        .filter(|v| v.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+    if low > high {
+        return None;
+    }
+    let room = if high > low { room * (high - low) } else { low.abs().max(1.0) * 0.5 };
+    Some(low - room..high + room)
+}
+
+fn no_values(panel: &Panel) -> Error {
+    Error::input("chart", format!("{:?} has no finite value to draw", panel.title))
+}
+
+fn builder<'a, 'b>(area: &'a Area<'b>, panel: &Panel) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut builder = ChartBuilder::on(area);
+    builder
+        .caption(&panel.title, ("sans-serif", TITLE))
+        .margin(14)
+        .margin_right(24)
+        .x_label_area_size(46)
+        .y_label_area_size(66);
+    builder
+}
+
+/// A number with as many digits as its size makes worth reading.
+fn short(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".into(),
+        a if a >= 1e5 || a < 1e-3 => format!("{value:.1e}"),
+        a if a >= 100.0 || value.fract() == 0.0 => format!("{value:.0}"),
+        a if a >= 10.0 => format!("{value:.1}"),
+        a if a >= 0.1 => format!("{value:.2}"),
+        _ => format!("{value:.4}"),
+    }
+}
+
+/// A label of an axis, without zeros at its end.
+fn tick(value: f64) -> String {
+    let text = if value.abs() >= 1e5 || (value != 0.0 && value.abs() < 1e-3) {
+        return format!("{value:e}");
+    } else {
+        format!("{value:.3}")
+    };
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn draw_bars(area: &Area<'_>, panel: &Panel, bars: &[(String, f64)]) -> Result<()> {
+    let values = || bars.iter().map(|(_, value)| *value).filter(|value| value.is_finite());
+    let range = range(values().chain(values().next().map(|_| 0.0)), 0.0).ok_or_else(|| no_values(panel))?;
+    let room = 0.12 * (range.end - range.start);
+    let (low, high) = (if range.start < 0.0 { range.start - room } else { 0.0 }, range.end + room);
+    let mut chart =
+        builder(area, panel).build_cartesian_2d((0..bars.len()).into_segmented(), low..high).map_err(failed)?;
+    let name = |at: &SegmentValue<usize>| match at {
+        SegmentValue::CenterOf(i) => bars.get(*i).map_or(String::new(), |(name, _)| name.clone()),
+        _ => String::new(),
+    };
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(WHITE)
+        .x_labels(bars.len())
+        .x_label_formatter(&name)
+        .y_label_formatter(&|y| tick(*y))
+        .x_desc(&panel.x)
+        .y_desc(&panel.y)
+        .label_style(("sans-serif", LABEL))
+        .axis_desc_style(("sans-serif", LABEL))
+        .draw()
+        .map_err(failed)?;
+    let finite = || bars.iter().enumerate().filter(|(_, (_, value))| value.is_finite());
+    let bar = |(i, (_, value)): (usize, &(String, f64))| {
+        let corners = [(SegmentValue::Exact(i), 0.0), (SegmentValue::Exact(i + 1), *value)];
+        let mut bar = Rectangle::new(corners, COLOURS[0].filled());
+        bar.set_margin(0, 0, 6, 6);
+        bar
+    };
+    chart.draw_series(finite().map(bar)).map_err(failed)?;
+    let style = ("sans-serif", LABEL).into_font().into_text_style(area).pos(Pos::new(HPos::Center, VPos::Bottom));
+    let text = |(i, (_, value)): (usize, &(String, f64))| {
+        EmptyElement::at((SegmentValue::CenterOf(i), value.max(0.0))) + Text::new(short(*value), (0, -3), style.clone())
+    };
+    chart.draw_series(finite().map(text)).map_err(failed)?;
+    Ok(())
+}
+
+fn draw_lines(area: &Area<'_>, panel: &Panel, series: &[Series]) -> Result<()> {
+    let finite = |series: &Series| -> Vec<(f64, f64)> {
+        series.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
+    };
+    let lines: Vec<Vec<(f64, f64)>> = series.iter().map(finite).collect();
+    let points = || lines.iter().flatten();
+    let x = range(points().map(|p| p.0), 0.0).ok_or_else(|| no_values(panel))?;
+    let y = range(points().map(|p| p.1), 0.06).ok_or_else(|| no_values(panel))?;
+    let mut chart = builder(area, panel).build_cartesian_2d(x, y).map_err(failed)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_labels(6)
+        .y_labels(8)
+        .x_label_formatter(&|x| tick(*x))
+        .y_label_formatter(&|y| tick(*y))
+        .x_desc(&panel.x)
+        .y_desc(&panel.y)
+        .label_style(("sans-serif", LABEL))
+        .axis_desc_style(("sans-serif", LABEL))
+        .draw()
+        .map_err(failed)?;
+    for ((series, points), colour) in series.iter().zip(lines).zip(COLOURS.into_iter().cycle()) {
+        let single = points.len() == 1;
+        let dots = points.clone().into_iter().filter(|_| single).map(|point| Circle::new(point, 3, colour.filled()));
+        chart.draw_series(dots).map_err(failed)?;
+        let line = chart.draw_series(LineSeries::new(points, colour.stroke_width(2))).map_err(failed)?;
+        line.label(&series.name).legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+    }
+    if series.len() > 1 {
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(BLACK.mix(0.3))
+            .label_font(("sans-serif", LABEL))
+            .legend_area_size(26)
+            .draw()
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn panel(marks: Marks) -> Panel {
+        Panel { title: "A <title> & more".into(), x: "step".into(), y: "nats".into(), marks }
+    }
+
+    fn bars(values: &[f64]) -> Panel {
+        panel(Marks::Bars(values.iter().enumerate().map(|(i, &v)| (format!("layer {i}"), v)).collect()))
+    }
+
+    fn lines(points: &[(f64, f64)]) -> Panel {
+        let series = |name: &str| Series { name: name.into(), points: points.to_vec() };
+        panel(Marks::Lines(vec![series("train"), series("valid")]))
+    }
+
+    #[test]
+    fn all_that_is_to_be_read_is_text() {
+        let svg = svg(&[bars(&[1.5, 30.25]), lines(&[(0.0, 3.0), (10.0, f64::NAN), (20.0, 1.0)])], 2).unwrap();
+        for text in
+            ["A &lt;title&gt; &amp; more", "step", "nats", "layer 0", "layer 1", "1.50", "30.2", "train", "valid"]
+        {
+            assert!(svg.contains(text), "{text:?} is missing in {svg}");
+        }
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>") && !svg.contains("NaN"), "{svg}");
+        assert!(svg.contains(r#"width="1040" height="380""#), "{svg}");
+    }
+
+    #[test]
+    fn awkward_values_are_drawn_or_refused() {
+        for good in [
+            bars(&[0.0]),
+            bars(&[-1.0, 2.0]),
+            bars(&[f64::NAN, 1.0]),
+            bars(&[-2.0]),
+            lines(&[(3.0, 4.0)]),
+            lines(&[(0.0, 1e300), (1.0, -1e300)]),
+        ] {
+            assert!(!svg(std::slice::from_ref(&good), 1).unwrap().contains("NaN"), "{good:?}");
+        }
+        for bad in [bars(&[]), bars(&[f64::NAN]), lines(&[]), lines(&[(f64::INFINITY, 0.0)])] {
+            assert!(svg(std::slice::from_ref(&bad), 1).unwrap_err().to_string().contains("no finite value"), "{bad:?}");
+        }
+        assert!(svg(&[], 1).is_err() && svg(&[bars(&[1.0])], 0).is_err());
+    }
+}
