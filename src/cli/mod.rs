@@ -24,7 +24,7 @@ mod output;
 mod reconstruct;
 mod sample;
 mod tokenize;
-#[cfg_attr(not(test), expect(dead_code, reason = "the command that takes them comes next"))]
+mod train;
 mod train_flags;
 mod verify;
 
@@ -52,6 +52,7 @@ enum Command {
     Inspect(inspect::Args),
     Convert(convert::Args),
     Init(init::Args),
+    Train(train::Args),
     Verify(verify::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -69,6 +70,7 @@ impl Command {
             Command::Inspect(args) => inspect::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Init(args) => init::run(args),
+            Command::Train(args) => train::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Completions(args) => completions::run(args),

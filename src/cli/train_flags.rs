@@ -39,6 +39,12 @@ impl TrainFlags {
 #[derive(Args, Debug, Default, Serialize)]
 #[command(next_help_heading = "New model")]
 struct ModelFlags {
+    #[arg(long, value_name = "DIR", value_parser = path(), help = help("model", "from"))]
+    from: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", value_parser = path(), help = help("model", "gpt2"))]
+    gpt2: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", value_parser = path(), help = help("model", "vocab"))]
+    vocab: Option<PathBuf>,
     #[arg(long, value_name = "N", help = help("model", "layers"))]
     layers: Option<usize>,
     #[arg(long, value_name = "N", help = help("model", "hidden"))]

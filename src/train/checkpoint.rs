@@ -189,7 +189,8 @@ impl Checkpoints {
                 let found = file.get(&name).map(|tensor| tensor.shape.clone());
                 if found.as_ref() != Some(&spec.shape) {
                     let found = found.map_or("is missing".into(), |shape| format!("has shape {shape:?}"));
-                    let message = format!("{name} {found}, and {:?} is needed: a checkpoint of another model", spec.shape);
+                    let message =
+                        format!("{name} {found}, and {:?} is needed: a checkpoint of another model", spec.shape);
                     return Err(Error::format(file.path(), message));
                 }
                 learner.write(part, index, &file.read_f32(&name)?);

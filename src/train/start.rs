@@ -62,6 +62,26 @@ impl Start {
         }
     }
 
+    /// The model of a checkpoint in `dir`, whose weights and vocabulary are taken as they are.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn resumed(dir: &Path, settings: &ModelSettings) -> Result<Self> {
+        let settings = ModelSettings { vocab: None, ..settings.clone() };
+        let start = Self::from_della(dir, &settings, 0)?;
+        let specs = start.config.specs();
+        let other =
+            |spec: &&Spec| !matches!(start.source.as_ref().map(|source| source.origin(spec)), Some(Origin::Copied(_)));
+        match specs.list().into_iter().find(other) {
+            Some(spec) => {
+                let message =
+                    format!("has no {} of shape {:?}: it is a checkpoint of another model", spec.name, spec.shape);
+                Err(Error::format(dir, message))
+            }
+            None => Ok(start),
+        }
+    }
+
     fn random(settings: &ModelSettings, seed: u64) -> Result<Self> {
         let Some(vocab) = &settings.vocab else {
             let message = "a new model needs a vocabulary: name a vocab.txt (`della vocab` makes one), or a model to \
@@ -183,7 +203,10 @@ impl Start {
         if copied == 0 {
             return Err(Error::format(source.checkpoint.path(), "has no parameter that fits this model"));
         }
-        notes.insert(0, format!("{copied} of {} parameters come from {}", specs.len(), source.checkpoint.path().display()));
+        notes.insert(
+            0,
+            format!("{copied} of {} parameters come from {}", specs.len(), source.checkpoint.path().display()),
+        );
         if !new.is_empty() {
             notes.push(format!("{} start at random values: {}", new.len(), new.join(", ")));
         }

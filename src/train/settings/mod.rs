@@ -15,8 +15,10 @@ use std::path::{Path, PathBuf, absolute};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use super::data::{self, DataOptions};
 use crate::error::{Error, Result};
 use crate::io::read_small;
+use crate::model::gradient::{Divergence, FreeBits, Objective, Reconstruction};
 
 pub use choice::{BetaSchedule, Choice, DataFormat, Decay, FreeBitsBy, Kl, Long, LrSchedule, Rec};
 
@@ -73,8 +75,14 @@ macro_rules! sections {
 }
 
 sections! {
-    /// The model that is made when none is given to start from.
+    /// What is trained: a model to start from, or the sizes of a new one.
     model: ModelSettings {
+        /// Model directory to start from; not set, the model is new.
+        from: Option<PathBuf> = None,
+        /// GPT-2 directory for both stacks to start from, in place of a model directory.
+        gpt2: Option<PathBuf> = None,
+        /// Vocabulary, a token per line; not set, that of the model or GPT-2 to start from.
+        vocab: Option<PathBuf> = None,
         /// Blocks of each stack, and latents.
         layers: usize = 4,
         /// Width of the hidden states.
@@ -121,12 +129,12 @@ sections! {
     }
     /// How sentences make a batch.
     batch: BatchSettings {
-        /// Tokens of a batch at most, padding included.
+        /// Tokens of a batch at most; rows are packed, so none is padding.
         tokens: usize = 2048,
         /// Sentences of a batch at most; not set, as many as there are tokens for.
         rows: Option<usize> = None,
-        /// Sentences, already shuffled, that are sorted by length together so that batches need little padding; 0 sorts none.
-        bucket: usize = 4096,
+        /// Sentences, already shuffled, that are sorted by length together; 0 leaves lengths mixed.
+        bucket: usize = 0,
         /// Batches whose gradients make one step.
         accumulate: usize = 1,
     }
@@ -251,8 +259,9 @@ impl Settings {
 
     /// Changes every path.
     fn paths(&mut self, change: impl Fn(&Path) -> Result<PathBuf>) -> Result<()> {
-        let data = &mut self.data;
-        for path in data.train.iter_mut().chain(&mut data.valid).chain(&mut data.cache) {
+        let (model, data) = (&mut self.model, &mut self.data);
+        let starts = model.from.iter_mut().chain(&mut model.gpt2).chain(&mut model.vocab);
+        for path in data.train.iter_mut().chain(&mut data.valid).chain(&mut data.cache).chain(starts) {
             *path = change(path)?;
         }
         Ok(())
@@ -281,6 +290,51 @@ impl Settings {
             }
         }
         Ok(text)
+    }
+}
+
+impl ObjectiveSettings {
+    /// The objective at the end of the schedule.
+    pub fn objective(&self) -> Objective {
+        Objective {
+            reconstruction: match self.rec {
+                Rec::Token => Reconstruction::Token,
+                Rec::Sum => Reconstruction::Sum,
+            },
+            divergence: match self.kl {
+                Kl::Sum => Divergence::Sum,
+                Kl::Mean => Divergence::Mean,
+            },
+            beta: self.beta,
+            free_bits: self.free_bits,
+            free_bits_by: match self.free_bits_by {
+                FreeBitsBy::Total => FreeBits::Total,
+                FreeBitsBy::Layer => FreeBits::Layer,
+                FreeBitsBy::Dimension => FreeBits::Dimension,
+            },
+        }
+    }
+}
+
+impl DataSettings {
+    /// Which lines of the training data are read.
+    pub fn options(&self) -> DataOptions {
+        DataOptions {
+            format: match self.format {
+                DataFormat::Auto => data::Format::Auto,
+                DataFormat::Text => data::Format::Text,
+                DataFormat::Tsv => data::Format::Tsv,
+                DataFormat::Jsonl => data::Format::Jsonl,
+            },
+            labels: self.labels.clone(),
+            max_chars: self.max_chars,
+            long: match self.long {
+                Long::Skip => data::Long::Skip,
+                Long::Truncate => data::Long::Truncate,
+            },
+            strict: self.strict,
+            limit: self.limit,
+        }
     }
 }
 
