@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
 /// that computes, and only `engine` names them all.
-const MAY_USE: [(&[&str], &[&str]); 10] = [
+const MAY_USE: [(&[&str], &[&str]); 11] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["backend", "io", "chart"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
     (&["reference", "cpu"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
-    (&["generate", "latent"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),
+    (&["generate", "latent", "learn"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),
     (&["builtin"], &["error", "io", "text", "model"]),
     (
         &["engine"],
@@ -30,12 +30,13 @@ const MAY_USE: [(&[&str], &[&str]); 10] = [
             "cpu",
             "generate",
             "latent",
+            "learn",
             "builtin",
         ],
     ),
     (
         &["della", "verify"],
-        &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "builtin", "engine"],
+        &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "learn", "builtin", "engine"],
     ),
     (
         &["train"],
