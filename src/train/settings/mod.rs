@@ -18,7 +18,7 @@ use toml::{Table, Value};
 use crate::error::{Error, Result};
 use crate::io::read_small;
 
-pub use choice::{BetaSchedule, Choice, DataFormat, Decay, FreeBitsBy, Kl, Long, LrSchedule, Rec};
+pub use choice::{BetaSchedule, Choice, DataFormat, Decay, FreeBitsBy, Kind, Kl, Long, LrSchedule, Rec};
 
 /// The largest settings file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -32,6 +32,8 @@ pub struct Key {
     pub name: &'static str,
     /// What it sets: one or more sentences.
     pub about: &'static str,
+    /// If it is one of several words, these and what each means.
+    pub words: &'static [(&'static str, &'static str)],
 }
 
 macro_rules! sections {
@@ -68,6 +70,7 @@ macro_rules! sections {
             section: stringify!($section),
             name: stringify!($key),
             about: concat!($($doc),+),
+            words: <$type as Kind>::WORDS,
         },)+)+];
     };
 }
@@ -274,6 +277,9 @@ impl Settings {
             text += &format!("{}#{about}\n[{section}]\n", if text.is_empty() { "" } else { "\n" });
             for key in KEYS.iter().filter(|key| key.section == *section) {
                 text += &format!("#{}\n", key.about);
+                for (word, about) in key.words {
+                    text += &format!("#   {word}:{about}\n");
+                }
                 text += &match table.get(*section).and_then(|table| table.get(key.name)) {
                     Some(value) => format!("{} = {value}\n", key.name),
                     None => format!("# {} =\n", key.name),
@@ -340,6 +346,7 @@ mod tests {
             std::fs::write(&file, &text).unwrap();
             assert_eq!(Settings::resolve(Some(&file), &Table::new()).unwrap(), settings);
             assert!(KEYS.iter().all(|key| text.contains(key.about) && text.contains(&format!("{} =", key.name))));
+            assert!(text.contains("#   matrices: Those with two dimensions,"), "{text}");
             assert!(SECTIONS.iter().all(|(section, about)| text.contains(&format!("#{about}\n[{section}]\n"))));
         }
         settings.run.seed = u64::MAX;
