@@ -116,6 +116,8 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<File> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut new = tempfile::Builder::new().prefix(".log-").tempfile_in(dir)?;
     new.write_all(text)?;
+    // a temporary file is its owner's alone
+    new.as_file().set_permissions(std::fs::metadata(path)?.permissions())?;
     new.as_file().sync_all()?;
     let mut file = new.persist(path).map_err(|e| e.error)?;
     file.seek(SeekFrom::End(0))?;
@@ -157,7 +159,9 @@ mod tests {
         let path = dir.path().join("log.jsonl");
         std::fs::write(&path, log(1..=2).trim_end()).unwrap();
         assert_eq!(read(&path).unwrap().len(), 2);
+        let permissions = std::fs::metadata(&path).unwrap().permissions();
         Lines::open(&path, Some(2)).unwrap().write(&record(3)).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions(), permissions);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), log(1..=3));
         // what nobody has to change is not written anew
         let before = std::fs::metadata(&path).unwrap().modified().unwrap();
