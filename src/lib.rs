@@ -53,6 +53,7 @@ pub mod eval;
 pub mod generate;
 pub mod io;
 pub mod latent;
+pub mod learn;
 pub mod model;
 pub mod reference;
 pub mod rng;

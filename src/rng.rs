@@ -13,6 +13,10 @@ pub enum Stream {
     Latent = 1,
     /// Initial weights.
     Init = 2,
+    /// Keys of dropout masks.
+    Dropout = 3,
+    /// Tokens that the decoder does not see in training.
+    WordDropout = 4,
     /// Which rows stand for all.
     Subset = 16,
 }
@@ -67,6 +71,66 @@ impl Rng {
     }
 }
 
+/// A dropout mask: a factor 0, with the probability `rate`, or `1 / (1 − rate)` for each place (row, column). It is a
+/// function of the key and the place, so that a backward pass, a recomputation and a resumed run meet the same mask.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mask {
+    key: [u32; 2],
+    /// A word below it is a zero.
+    threshold: u32,
+    factor: f32,
+}
+
+impl Mask {
+    /// Keeps everything.
+    pub const NONE: Mask = Mask { key: [0; 2], threshold: 0, factor: 1.0 };
+
+    /// The mask of one `site` of a model in one `step` of a run.
+    ///
+    /// # Panics
+    /// If `rate` is not in [0, 1).
+    pub fn new(rate: f32, seed: u64, step: u64, site: u32) -> Self {
+        assert!((0.0..1.0).contains(&rate), "a dropout rate of {rate}");
+        if rate == 0.0 {
+            return Mask::NONE;
+        }
+        let [a, b, ..] = Rng::new(seed, Stream::Dropout, step).words(site);
+        Mask { key: [a, b], threshold: (f64::from(rate) * 2f64.powi(32)) as u32, factor: 1.0 / (1.0 - rate) }
+    }
+
+    /// Whether every factor is 1.
+    pub fn is_none(&self) -> bool {
+        self.threshold == 0
+    }
+
+    /// The factor at a place.
+    pub fn factor(&self, row: u64, column: usize) -> f64 {
+        let word = self.words(row, column / 4)[column % 4];
+        if word < self.threshold { 0.0 } else { f64::from(self.factor) }
+    }
+
+    /// Multiplies `x` with the factors of `row` from `column` on.
+    pub fn apply(&self, row: u64, column: usize, x: &mut [f32]) {
+        if self.is_none() {
+            return;
+        }
+        let (head, rest) = x.split_at_mut((column.next_multiple_of(4) - column).min(x.len()));
+        for (i, x) in head.iter_mut().enumerate() {
+            *x *= self.factor(row, column + i) as f32;
+        }
+        for (block, x) in (column.div_ceil(4)..).zip(rest.chunks_mut(4)) {
+            for (x, word) in x.iter_mut().zip(self.words(row, block)) {
+                *x *= if word < self.threshold { 0.0 } else { self.factor };
+            }
+        }
+    }
+
+    /// Of four columns.
+    fn words(&self, row: u64, block: usize) -> [u32; 4] {
+        philox4x32(self.key, [block as u32, Stream::Dropout as u32, row as u32, (row >> 32) as u32])
+    }
+}
+
 fn unit(a: u32, b: u32) -> f64 {
     ((u64::from(a) << 21) ^ (u64::from(b) >> 11)) as f64 * (1.0 / (1u64 << 53) as f64)
 }
@@ -95,6 +159,32 @@ mod tests {
             philox4x32([0xa409_3822, 0x299f_31d0], [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn a_mask_zeroes_its_share_and_keeps_the_mean() {
+        let mask = Mask::new(0.3, 5, 7, 11);
+        let mut x = vec![1.0; 30_000];
+        mask.apply(2, 0, &mut x);
+        let zeros = x.iter().filter(|x| **x == 0.0).count() as f64 / x.len() as f64;
+        let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / x.len() as f64;
+        assert!((zeros - 0.3).abs() < 0.01 && (mean - 1.0).abs() < 0.02, "{zeros} {mean}");
+        for start in [1, 2, 3, 4, 5] {
+            let mut part = vec![1.0; 9];
+            mask.apply(2, start, &mut part);
+            assert_eq!(part, x[start..start + 9]);
+            assert!((0..9).all(|i| mask.factor(2, start + i) == f64::from(part[i])));
+        }
+        for other in [Mask::new(0.3, 6, 7, 11), Mask::new(0.3, 5, 8, 11), Mask::new(0.3, 5, 7, 12)] {
+            let mut y = vec![1.0; 64];
+            other.apply(2, 0, &mut y);
+            assert_ne!(y, x[..64]);
+        }
+        let mut y = vec![1.0; 64];
+        mask.apply(3, 0, &mut y);
+        assert_ne!(y, x[..64]);
+        Mask::new(0.0, 5, 7, 11).apply(2, 0, &mut y);
+        assert!(y.contains(&0.0));
     }
 
     #[test]

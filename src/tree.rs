@@ -2,7 +2,7 @@
 //! value per parameter.
 //!
 //! [`tree!`](crate::tree!) defines a struct over [`Leaves`] and the two ways to go through it: `try_map` makes the same
-//! tree of other leaves, `visit` lists the leaves in order.
+//! tree of other leaves, `visit` and `visit_mut` list the leaves in order.
 
 /// What the leaves of a tree are. Implemented for pairs: `Params<(M, V)>` has matrices `M` and vectors `V`.
 pub trait Leaves {
@@ -41,6 +41,12 @@ macro_rules! tree {
     (@visit $f:expr, $fm:ident $fv:ident vectors) => { $f.iter().for_each(&mut *$fv) };
     (@visit $f:expr, $fm:ident $fv:ident node) => { $f.visit($fm, $fv) };
     (@visit $f:expr, $fm:ident $fv:ident nodes) => { $f.iter().for_each(|node| node.visit($fm, $fv)) };
+    (@visit_mut $f:expr, $fm:ident $fv:ident matrix) => { $fm($f) };
+    (@visit_mut $f:expr, $fm:ident $fv:ident vector) => { $fv($f) };
+    (@visit_mut $f:expr, $fm:ident $fv:ident matrices) => { $f.iter_mut().for_each(&mut *$fm) };
+    (@visit_mut $f:expr, $fm:ident $fv:ident vectors) => { $f.iter_mut().for_each(&mut *$fv) };
+    (@visit_mut $f:expr, $fm:ident $fv:ident node) => { $f.visit_mut($fm, $fv) };
+    (@visit_mut $f:expr, $fm:ident $fv:ident nodes) => { $f.iter_mut().for_each(|node| node.visit_mut($fm, $fv)) };
     (
         $(#[$meta:meta])*
         pub struct $name:ident {
@@ -74,6 +80,16 @@ macro_rules! tree {
             ) {
                 let _ = (&matrix, &vector);
                 $($crate::tree!(@visit &self.$field, matrix vector $kind);)*
+            }
+
+            /// As [`visit`](Self::visit), to change the leaves.
+            pub fn visit_mut<'a>(
+                &'a mut self,
+                matrix: &mut dyn FnMut(&'a mut K::Matrix),
+                vector: &mut dyn FnMut(&'a mut K::Vector),
+            ) {
+                let _ = (&matrix, &vector);
+                $($crate::tree!(@visit_mut &mut self.$field, matrix vector $kind);)*
             }
         }
     };

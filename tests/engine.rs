@@ -8,7 +8,7 @@ use della::engine::Engine;
 use della::generate::Sampling;
 use della::generate::session::{Choice, Next, Request, generate, unwatched, upload_latents};
 use della::model::Model;
-use della::model::acts::StackActs;
+use della::model::acts::{Keep, StackActs};
 use della::model::cache::Cache;
 use della::model::encode::Row;
 use della::model::stack::{Context, Tokens};
@@ -101,7 +101,7 @@ fn check_cached_decoding(machine: &str, model: &Model<Cpu>) {
     let mut fusion = model.fusion(ids.len()).unwrap();
     model.fusion_fwd(&mut fusion, &upload_latents(backend, z.view()).unwrap(), ids.len());
     let mut cache = Cache::new(backend, dims, ids.len(), dims.positions).unwrap();
-    let mut acts = StackActs::new(backend, dims, 3 * ids.len()).unwrap();
+    let mut acts = StackActs::new(backend, dims, 3 * ids.len(), Keep::Last).unwrap();
     let mut done = vec![0; ids.len()];
     for step in 0.. {
         let pieces: Vec<(usize, usize)> = (0..ids.len())

@@ -6,7 +6,7 @@ use della::io::{Checkpoint, ElementType};
 use della::model::Config;
 use della::model::save::save;
 use della::reference::Reference;
-use della::verify::{Report, Status, tolerance, verify, verify_sampling};
+use della::verify::{Report, Status, verify, verify_sampling};
 
 use crate::util;
 use crate::util::op::{cpus, name};
@@ -30,7 +30,7 @@ fn fixture(name: &str) -> PathBuf {
 fn report(dir: &Path, case: &Path, device: Device) -> Report {
     let options = DeviceOptions { device, threads: Some(2), ..DeviceOptions::default() };
     let engine = engine::open(dir, &options).unwrap();
-    verify(&*engine, case, tolerance(options.dtype())).unwrap()
+    verify(&*engine, case, options.dtype()).unwrap()
 }
 
 fn status<'a>(report: &'a Report, name: &str) -> &'a Status {
@@ -42,7 +42,7 @@ fn every_case_is_reproduced() {
     for (directory, case) in CASES {
         let reproduced = |engine: &dyn Engine, dtype, machine: &str| {
             let path = fixture(directory).join(case).with_extension("safetensors");
-            let report = verify(engine, &path, tolerance(dtype)).unwrap();
+            let report = verify(engine, &path, dtype).unwrap();
             assert!(report.passes(), "{directory}/{case} on {machine}\n{report}");
             let compared = |status: &Status| matches!(status, Status::Compared { .. } | Status::Exact(None));
             let compared = report.tensors.iter().filter(|tensor| compared(&tensor.status)).count();
@@ -113,10 +113,10 @@ fn a_wrong_weight_fails_where_it_is_used() {
 #[test]
 fn a_case_of_another_model_is_refused() {
     let vae = engine::open(&fixture("vae"), &DeviceOptions::default()).unwrap();
-    let error = verify(&*vae, &fixture("cvae/case_padded.safetensors"), 1e-3).unwrap_err().to_string();
+    let error = verify(&*vae, &fixture("cvae/case_padded.safetensors"), Dtype::F32).unwrap_err().to_string();
     assert!(error.contains("cond_inputs"), "{error}");
     let train = engine::open(&fixture("train"), &DeviceOptions::default()).unwrap();
-    let error = verify(&*train, &fixture("vae/case_single.safetensors"), 1e-3).unwrap_err().to_string();
+    let error = verify(&*train, &fixture("vae/case_single.safetensors"), Dtype::F32).unwrap_err().to_string();
     assert!(error.contains("vocabulary of 101") || error.contains("eps_prior"), "{error}");
 }
 

@@ -1,6 +1,7 @@
 //! Causal self-attention, over a whole sequence and over a key/value cache.
 
 use super::{Spans, Storage};
+use crate::rng::Mask;
 
 /// Sizes of an attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -35,18 +36,20 @@ pub trait AttentionOps: Storage {
     /// Attention within each span.
     ///
     /// `y (N, C)`; saved: `lse (N, H)`, the logarithm of each softmax's denominator; `qkv (N, 3C)`: queries, keys and
-    /// values side by side, heads side by side in each.
+    /// values side by side, heads side by side in each. `mask` is multiplied with the softmax: the factor of token `n`,
+    /// head `h` and the `s`-th token of `n`'s span is that of row `n · H + h` and column `s`.
     fn attention_fwd(
         &self,
         y: &mut Self::Act,
         lse: &mut Self::Real,
         qkv: &Self::Act,
+        mask: Mask,
         spans: &Spans<Self>,
         dims: AttentionDims,
     );
 
-    /// The gradient by queries, keys and values. With `p_ts = exp(q_t · k_s / √D − lse_t)` and
-    /// `g_ts = p_ts (dy_t · v_s − dy_t · y_t)`: `dv_s = Σ_t p_ts dy_t`, `dq_t = Σ_s g_ts k_s / √D`,
+    /// The gradient by queries, keys and values. With `p_ts = exp(q_t · k_s / √D − lse_t)`, `m_ts` the mask and
+    /// `g_ts = p_ts (m_ts dy_t · v_s − dy_t · y_t)`: `dv_s = Σ_t m_ts p_ts dy_t`, `dq_t = Σ_s g_ts k_s / √D`,
     /// `dk_s = Σ_t g_ts q_t / √D` (Dao et al. 2022, without the T×T matrix).
     ///
     /// `dqkv (N, 3C)`; `dy`, `y (N, C)`; the rest as in [`attention_fwd`](Self::attention_fwd). What lies outside the
@@ -58,6 +61,7 @@ pub trait AttentionOps: Storage {
         y: &Self::Act,
         lse: &Self::Real,
         qkv: &Self::Act,
+        mask: Mask,
         spans: &Spans<Self>,
         dims: AttentionDims,
     );

@@ -29,4 +29,7 @@ pub trait EmbedOps: Storage {
 
     /// `y_r = x_{index_r}`; `y (rows, C)`, `x (N, C)`, `index (rows)`.
     fn gather_rows_fwd(&self, y: &mut Self::Act, x: &Self::Act, index: &Self::Ids, rows: usize, width: usize);
+
+    /// `dx_{index_r} += dy_r`; shapes as in [`gather_rows_fwd`](Self::gather_rows_fwd).
+    fn gather_rows_bwd(&self, dx_acc: &mut Self::Act, dy: &Self::Act, index: &Self::Ids, rows: usize, width: usize);
 }

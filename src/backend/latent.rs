@@ -71,19 +71,22 @@ pub trait LatentOps: Storage {
     /// `kl_b = KL(N(μ_q, σ²_q) ‖ N(μ_p, σ²_p))`, summed over `Z`; `kl (rows)`, both Gaussians `(rows, 2Z)`.
     fn kl_fwd(&self, kl: &mut Self::Real, posterior: &Self::Real, prior: &Self::Real, rows: usize, latent: usize);
 
-    /// The gradient of `scale` times the sum of [`kl_fwd`](Self::kl_fwd) over rows: with `r = σ_q²/σ_p²` and
-    /// `m = μ_q − μ_p`: `dμ_q += scale m/σ_p²`, `d(log σ_q²) += ½ scale (r − 1)`, `dμ_p −= scale m/σ_p²`,
-    /// `d(log σ_p²) += ½ scale (1 − r − m²/σ_p²)`.
+    /// The gradient of the sum of [`kl_fwd`](Self::kl_fwd)'s terms over rows and dimensions, each dimension with a weight
+    /// `w`: with `r = σ_q²/σ_p²` and `m = μ_q − μ_p`: `dμ_q += w m/σ_p²`, `d(log σ_q²) += ½ w (r − 1)`,
+    /// `dμ_p −= w m/σ_p²`, `d(log σ_p²) += ½ w (1 − r − m²/σ_p²)`; `weights (Z)`.
     fn kl_bwd(
         &self,
         dposterior_acc: &mut Self::Real,
         dprior_acc: &mut Self::Real,
-        scale: f32,
+        weights: &Self::Real,
         posterior: &Self::Real,
         prior: &Self::Real,
         rows: usize,
         latent: usize,
     );
+
+    /// `y_i = x_i mask_i` over `len` elements.
+    fn mask_fwd(&self, y: &mut Self::Real, x: &Self::Real, mask: &Self::Real, len: usize);
 
     /// Adds a latent to each token of a span: `h_t += e_{slot_b}`; `h (N, C)`, `e (slots, C)`, `slots (rows)`.
     fn fuse_fwd(&self, h: &mut Self::Act, e: &Self::Real, slots: &Self::Ids, spans: &Spans<Self>, width: usize);

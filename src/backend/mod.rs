@@ -1,4 +1,4 @@
-//! The contract between the model and a device: fused operations in seven groups, of which six are needed to run a model.
+//! The contract between the model and a device: fused operations in seven groups; the last is for training alone.
 //!
 //! The model is written once over [`Backend`]. Each group is a sub-trait in a file of its own, and every implementation
 //! keeps the same file names: to find another implementation of an op, change one part of the path.
@@ -19,6 +19,7 @@ mod latent;
 mod linear;
 mod loss;
 mod norm;
+mod optim;
 mod tensor;
 
 pub use attention::{AttentionDims, AttentionOps, CacheRows};
@@ -27,9 +28,10 @@ pub use latent::LatentOps;
 pub use linear::LinearOps;
 pub use loss::LossOps;
 pub use norm::NormOps;
+pub use optim::{AdamW, OptimOps};
 pub use tensor::{HostFloat, Matrix, Role, Spans, Storage};
 
 /// A device that can run the model: storage and all groups of operations.
-pub trait Backend: EmbedOps + NormOps + LinearOps + AttentionOps + LatentOps + LossOps {}
+pub trait Backend: EmbedOps + NormOps + LinearOps + AttentionOps + LatentOps + LossOps + OptimOps {}
 
-impl<T: EmbedOps + NormOps + LinearOps + AttentionOps + LatentOps + LossOps> Backend for T {}
+impl<T: EmbedOps + NormOps + LinearOps + AttentionOps + LatentOps + LossOps + OptimOps> Backend for T {}

@@ -21,11 +21,13 @@ pub trait Storage: Send + Sync + Sized + 'static {
     fn ids(&self, len: usize) -> Result<Self::Ids>;
     /// Prepares a matrix of parameters.
     fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Self::Weight>;
+    /// Prepares other values of the same matrix, laid out as the checkpoint stores them, in the same memory.
+    fn refresh(&self, weight: &mut Self::Weight, values: &Self::Real, role: Role);
 
     /// Copies `src` to the start of `dst`.
-    fn write_act(&self, dst: &mut Self::Act, src: &[f32]);
+    fn write_act<F: HostFloat>(&self, dst: &mut Self::Act, src: &[F]);
     /// Copies `src` to the start of `dst`.
-    fn write_real(&self, dst: &mut Self::Real, src: &[f32]);
+    fn write_real<F: HostFloat>(&self, dst: &mut Self::Real, src: &[F]);
     /// Copies `src` to the start of `dst`.
     fn write_ids(&self, dst: &mut Self::Ids, src: &[u32]);
     /// Copies the first `dst.len()` elements of `src`.
@@ -34,14 +36,14 @@ pub trait Storage: Send + Sync + Sized + 'static {
     fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real);
 
     /// A buffer that holds `src`.
-    fn act_from(&self, src: &[f32]) -> Result<Self::Act> {
+    fn act_from<F: HostFloat>(&self, src: &[F]) -> Result<Self::Act> {
         let mut buffer = self.act(src.len())?;
         self.write_act(&mut buffer, src);
         Ok(buffer)
     }
 
     /// A buffer that holds `src`.
-    fn real_from(&self, src: &[f32]) -> Result<Self::Real> {
+    fn real_from<F: HostFloat>(&self, src: &[F]) -> Result<Self::Real> {
         let mut buffer = self.real(src.len())?;
         self.write_real(&mut buffer, src);
         Ok(buffer)
@@ -55,12 +57,16 @@ pub trait Storage: Send + Sync + Sized + 'static {
     }
 }
 
-/// A float type that results can be read as.
+/// A float type that the host reads and writes.
 pub trait HostFloat: Copy + Send + Sync {
     /// From a single-precision device.
     fn from_f32(x: f32) -> Self;
     /// From a double-precision device.
     fn from_f64(x: f64) -> Self;
+    /// To a single-precision device.
+    fn to_f32(self) -> f32;
+    /// To a double-precision device.
+    fn to_f64(self) -> f64;
 }
 
 impl HostFloat for f32 {
@@ -70,6 +76,12 @@ impl HostFloat for f32 {
     fn from_f64(x: f64) -> Self {
         x as f32
     }
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
 }
 
 impl HostFloat for f64 {
@@ -78,6 +90,12 @@ impl HostFloat for f64 {
     }
     fn from_f64(x: f64) -> Self {
         x
+    }
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+    fn to_f64(self) -> f64 {
+        self
     }
 }
 

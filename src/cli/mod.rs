@@ -11,10 +11,12 @@ macro_rules! remark {
 mod args;
 mod completions;
 mod convert;
+mod corpus;
 mod decode;
 mod doctor;
 mod encode;
 mod env;
+mod eval;
 mod generate;
 mod init;
 mod input;
@@ -51,6 +53,7 @@ enum Command {
     Convert(convert::Args),
     Init(init::Args),
     Verify(verify::Args),
+    Eval(eval::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -68,6 +71,7 @@ impl Command {
             Command::Convert(args) => convert::run(args),
             Command::Init(args) => init::run(args),
             Command::Verify(args) => verify::run(args),
+            Command::Eval(args) => eval::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Completions(args) => completions::run(args),
         }

@@ -142,12 +142,18 @@ impl Storage for Cpu {
         }
     }
 
-    fn write_act(&self, dst: &mut Buffer<f32>, src: &[f32]) {
+    fn refresh(&self, weight: &mut Weight, values: &Buffer<f32>, role: Role) {
+        weight.refresh(&self.pool, values, role != Role::Linear);
+    }
+
+    fn write_act<F: HostFloat>(&self, dst: &mut Buffer<f32>, src: &[F]) {
         self.write_real(dst, src);
     }
 
-    fn write_real(&self, dst: &mut Buffer<f32>, src: &[f32]) {
-        dst[..src.len()].copy_from_slice(src);
+    fn write_real<F: HostFloat>(&self, dst: &mut Buffer<f32>, src: &[F]) {
+        for (dst, src) in dst[..src.len()].iter_mut().zip(src) {
+            *dst = src.to_f32();
+        }
     }
 
     fn write_ids(&self, dst: &mut Buffer<u32>, src: &[u32]) {

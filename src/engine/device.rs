@@ -74,12 +74,18 @@ pub fn open(path: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
 pub fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
     match (options.device, options.dtype()) {
         (Device::Reference, Dtype::F64) => load(Reference, config, checkpoint),
-        (Device::Auto | Device::Cpu, Dtype::F32) => {
-            let cpu = Cpu::new(cpu::Options { threads: options.threads, ..Default::default() }.or_env()?)?;
-            load(cpu, config, checkpoint)
-        }
-        (device, dtype) => Err(Error::Unsupported(format!("the {device} device does not compute in {dtype}"))),
+        (Device::Auto | Device::Cpu, Dtype::F32) => load(cpu_of(options)?, config, checkpoint),
+        (device, dtype) => Err(unsupported(device, dtype)),
     }
+}
+
+/// The CPU as the options and the environment want it.
+pub(super) fn cpu_of(options: &DeviceOptions) -> Result<Cpu> {
+    Cpu::new(cpu::Options { threads: options.threads, ..Default::default() }.or_env()?)
+}
+
+pub(super) fn unsupported(device: Device, dtype: Dtype) -> Error {
+    Error::Unsupported(format!("the {device} device does not compute in {dtype}"))
 }
 
 fn load<B: Backend>(backend: B, config: Config, checkpoint: &Checkpoint) -> Result<Box<dyn Engine>> {

@@ -1,10 +1,12 @@
 //! The request level: everything a device can be asked, behind an object-safe trait.
 
 mod device;
+mod learner;
 mod posterior;
 mod score;
 
 pub use device::{Candidate, CpuReport, Device, DeviceOptions, describe_cpu, open, prepare};
+pub use learner::{Learner, learner, open_learner};
 pub use posterior::PosteriorParts;
 pub use score::RowScore;
 
@@ -14,7 +16,7 @@ use crate::backend::{Backend, HostFloat};
 use crate::error::{Error, Result};
 use crate::generate::session::{self, Next, Request, upload_latents};
 use crate::latent::{Gaussian, Latents};
-use crate::model::acts::{ChainActs, StackActs};
+use crate::model::acts::{ChainActs, Keep, StackActs};
 use crate::model::encode::{EncoderBatch, Row};
 use crate::model::latent::{Drive, Noise};
 use crate::model::stack::Context;
@@ -121,7 +123,7 @@ impl<B: Backend> Engine for Model<B> {
             ));
         }
         self.check_latents("eps", rows, eps.as_ref())?;
-        let mut chain = ChainActs::new(&self.backend, &self.config.dims, rows, 0)?;
+        let mut chain = ChainActs::new(&self.backend, &self.config.dims, rows, 0, Keep::Last)?;
         run_chain(self, &mut chain, Drive::Prior, eps, scale, rows)?;
         Ok(read_latents(self, &chain, Drive::Prior, rows))
     }
@@ -246,8 +248,8 @@ fn encode_pass<B: Backend>(
 ) -> Result<Latents> {
     let (backend, dims, count) = (&model.backend, &model.config.dims, rows.len() * samples);
     let batch = EncoderBatch::new(backend, rows, dims.conditional)?;
-    let mut acts = StackActs::new(backend, dims, batch.tokens.count)?;
-    let mut chain = ChainActs::new(backend, dims, count, batch.tokens.count)?;
+    let mut acts = StackActs::new(backend, dims, batch.tokens.count, Keep::Last)?;
+    let mut chain = ChainActs::new(backend, dims, count, batch.tokens.count, Keep::Last)?;
     model.encode_fwd(&mut acts, &mut chain, &batch, samples, &mut |_, _| {});
     let drive = if batch.sentences.is_some() { Drive::Posterior } else { Drive::Prior };
     run_chain(model, &mut chain, drive, eps, scale, count)?;
@@ -308,7 +310,7 @@ fn decode_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) ->
     let (backend, dims) = (&model.backend, &model.config.dims);
     let batch = EncoderBatch::new(backend, rows, false)?;
     let latents = backend.ids_from(&(0..rows.len() as u32).collect::<Vec<_>>())?;
-    let mut acts = StackActs::new(backend, dims, batch.tokens.count)?;
+    let mut acts = StackActs::new(backend, dims, batch.tokens.count, Keep::Last)?;
     let mut fusion = model.fusion(rows.len())?;
     model.fusion_fwd(&mut fusion, z, rows.len());
     model.decoder_fwd(&mut acts, &batch.tokens, Context::Spans(&batch.spans), &fusion, &latents);

@@ -11,7 +11,7 @@ use crate::backend::Backend;
 use crate::error::Result;
 use crate::generate::session::upload_latents;
 use crate::model::Model;
-use crate::model::acts::{ChainActs, StackActs};
+use crate::model::acts::{ChainActs, Keep, StackActs};
 use crate::model::encode::{EncoderBatch, Row};
 
 /// What the posterior nets make of rows, and of the chain states that latents lead to. Their sum for row `n` and latents
@@ -31,8 +31,8 @@ pub(super) fn posterior_parts<B: Backend>(
 ) -> Result<PosteriorParts> {
     let (backend, dims, count) = (&model.backend, &model.config.dims, rows.len());
     let batch = EncoderBatch::new(backend, rows, dims.conditional)?;
-    let mut acts = StackActs::new(backend, dims, batch.tokens.count)?;
-    let mut chain = ChainActs::new(backend, dims, count, batch.tokens.count)?;
+    let mut acts = StackActs::new(backend, dims, batch.tokens.count, Keep::Last)?;
+    let mut chain = ChainActs::new(backend, dims, count, batch.tokens.count, Keep::Last)?;
     model.encode_fwd(&mut acts, &mut chain, &batch, 1, &mut |_, _| {});
     // the states of a new chain are 0
     for l in 0..dims.layers {
@@ -40,7 +40,7 @@ pub(super) fn posterior_parts<B: Backend>(
     }
     let of_rows = read_layers(backend, &chain.posterior, count, 2 * dims.latent);
     // the same chain over nothing but the latents
-    let mut chain = ChainActs::new(backend, dims, count, 0)?;
+    let mut chain = ChainActs::new(backend, dims, count, 0, Keep::Last)?;
     chain.z = upload_latents(backend, z)?;
     for l in 0..dims.layers {
         model.posterior_fwd(&mut chain, l, count);

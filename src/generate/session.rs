@@ -11,7 +11,7 @@ use super::sampler::{self, Sampler, Sampling};
 use crate::backend::{Backend, CacheRows, Spans};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::model::acts::StackActs;
+use crate::model::acts::{Keep, StackActs};
 use crate::model::cache::Cache;
 use crate::model::stack::{Context, Fusion, Tokens};
 use crate::rng::{Rng, Stream};
@@ -234,7 +234,7 @@ impl<'m, B: Backend> Session<'m, B> {
             free: (0..slots).rev().collect(),
             slots,
             budget,
-            acts: StackActs::new(backend, dims, budget)?,
+            acts: StackActs::new(backend, dims, budget, Keep::Last)?,
             cache: Cache::new(backend, dims, slots, capacity)?,
             host_z: vec![vec![0.0; slots * dims.latent]; dims.layers],
             z: latents()?,

@@ -1,5 +1,6 @@
 //! Buffers that a pass through the model writes. Allocated once, then used by every pass that fits into them.
 
+use super::dropout::Dropout;
 use crate::backend::Backend;
 use crate::dims::Dims;
 use crate::error::Result;
@@ -26,12 +27,14 @@ pub struct BlockActs<B: Backend> {
     pub mean_2: B::Real,
     /// `(N)`, of `ln_2`.
     pub rstd_2: B::Real,
+    /// `(N, F)`, inside the MLP before gelu; kept for a backward pass only.
+    pub inner_in: Option<B::Act>,
     /// `(N, F)`, inside the MLP.
     pub inner: B::Act,
 }
 
 impl<B: Backend> BlockActs<B> {
-    fn new(backend: &B, dims: &Dims, tokens: usize) -> Result<Self> {
+    fn new(backend: &B, dims: &Dims, tokens: usize, keep: Keep) -> Result<Self> {
         let act = |width| backend.act(tokens * width);
         Ok(BlockActs {
             norm_1: act(dims.hidden)?,
@@ -44,19 +47,31 @@ impl<B: Backend> BlockActs<B> {
             norm_2: act(dims.hidden)?,
             mean_2: backend.real(tokens)?,
             rstd_2: backend.real(tokens)?,
+            inner_in: (keep == Keep::All).then(|| act(dims.inner)).transpose()?,
             inner: act(dims.inner)?,
         })
     }
 }
 
-/// What one stack writes. Nothing is kept for a backward pass: blocks share their buffers.
+/// What is kept of a pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// The result: layers share their buffers.
+    Last,
+    /// What a backward pass needs: each layer has its own.
+    All,
+}
+
+/// What one stack writes.
 pub struct StackActs<B: Backend> {
     /// Tokens that fit.
     pub tokens: usize,
-    /// `(N, C)`, the residual stream, read by one block and written by it into the other.
-    pub hidden: [B::Act; 2],
-    /// Of the block that ran last.
-    pub block: BlockActs<B>,
+    /// Of `(N, C)`: the residual stream before each block and after the last; or two, read and written in turn.
+    pub hidden: Vec<B::Act>,
+    /// Of each block; or of the one that ran last.
+    pub blocks: Vec<BlockActs<B>>,
+    /// What the pass drops, and a backward pass drops again.
+    pub dropout: Dropout,
     /// `(N, C)`, after `ln_f`.
     pub output: B::Act,
     /// `(N)`, of `ln_f`.
@@ -67,16 +82,29 @@ pub struct StackActs<B: Backend> {
 
 impl<B: Backend> StackActs<B> {
     /// Buffers for `tokens` tokens.
-    pub fn new(backend: &B, dims: &Dims, tokens: usize) -> Result<Self> {
+    pub fn new(backend: &B, dims: &Dims, tokens: usize, keep: Keep) -> Result<Self> {
         let hidden = || backend.act(tokens * dims.hidden);
+        let (streams, blocks) = match keep {
+            Keep::Last => (2, 1),
+            Keep::All => (dims.layers + 1, dims.layers),
+        };
         Ok(StackActs {
             tokens,
-            hidden: [hidden()?, hidden()?],
-            block: BlockActs::new(backend, dims, tokens)?,
+            hidden: (0..streams).map(|_| hidden()).collect::<Result<_>>()?,
+            blocks: (0..blocks).map(|_| BlockActs::new(backend, dims, tokens, keep)).collect::<Result<_>>()?,
+            dropout: Dropout::NONE,
             output: hidden()?,
             mean_f: backend.real(tokens)?,
             rstd_f: backend.real(tokens)?,
         })
+    }
+
+    /// What block `l` reads, what it writes, and its buffers.
+    pub fn at(&mut self, l: usize) -> (&mut B::Act, &mut B::Act, &mut BlockActs<B>) {
+        let (streams, blocks) = (self.hidden.len(), self.blocks.len());
+        let [input, output] =
+            self.hidden.get_disjoint_mut([l % streams, (l + 1) % streams]).expect("there are two at least");
+        (input, output, &mut self.blocks[l % blocks])
     }
 }
 
@@ -90,8 +118,8 @@ pub struct ChainActs<B: Backend> {
     pub pooled_condition: Vec<B::Real>,
     /// `(R, C)`: what was pooled last.
     pub pooled_once: B::Real,
-    /// `(N)`: softmax weights of the last pooling.
-    pub scores: B::Real,
+    /// `L` of `(N)`, or one: softmax weights of the pooling, of each layer or of the last.
+    pub scores: Vec<B::Real>,
     /// `L` of `(R, Z)`: the chain's state before each layer.
     pub states: Vec<B::Real>,
     /// `(R, Z)`: before the chain's tanh.
@@ -112,14 +140,15 @@ pub struct ChainActs<B: Backend> {
 
 impl<B: Backend> ChainActs<B> {
     /// Buffers for `rows` rows with `tokens` tokens in all.
-    pub fn new(backend: &B, dims: &Dims, rows: usize, tokens: usize) -> Result<Self> {
+    pub fn new(backend: &B, dims: &Dims, rows: usize, tokens: usize, keep: Keep) -> Result<Self> {
+        let poolings = if keep == Keep::All { dims.layers } else { 1 };
         let layers = |width: usize| (0..dims.layers).map(|_| backend.real(rows * width)).collect::<Result<Vec<_>>>();
         Ok(ChainActs {
             rows,
             pooled: layers(dims.hidden)?,
             pooled_condition: if dims.conditional { layers(dims.hidden)? } else { Vec::new() },
             pooled_once: backend.real(rows * dims.hidden)?,
-            scores: backend.real(tokens)?,
+            scores: (0..poolings).map(|_| backend.real(tokens)).collect::<Result<_>>()?,
             states: layers(dims.latent)?,
             state_in: backend.real(rows * dims.latent)?,
             prior_in: backend.real(rows * dims.prior_inputs())?,

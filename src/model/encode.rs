@@ -2,7 +2,10 @@
 
 use super::Model;
 use super::acts::{ChainActs, StackActs};
-use super::stack::Tokens;
+use super::block::Plain;
+use super::latent::ChainGradient;
+use super::params::Params;
+use super::stack::{StackGradient, Tokens};
 use crate::backend::{Backend, Spans};
 use crate::error::Result;
 
@@ -78,7 +81,9 @@ impl<B: Backend> Model<B> {
     ) {
         let (backend, width) = (&self.backend, self.config.dims.hidden);
         let ChainActs { pooled, pooled_condition, pooled_once, scores, .. } = chain;
+        let poolings = scores.len();
         self.encoder_fwd(acts, &batch.tokens, &batch.spans, &mut |l, hidden| {
+            let scores = &mut scores[l % poolings];
             let mut pool = |pooled: &mut B::Real, spans: &Spans<B>| {
                 backend.pool_fwd(pooled_once, scores, hidden, &self.params.pooling[l], spans, width);
                 // a row beside itself is the row several times
@@ -91,6 +96,33 @@ impl<B: Backend> Model<B> {
                 pool(&mut pooled[l], spans);
             }
             read(l, hidden);
+        });
+    }
+
+    /// The backward pass of [`encode_fwd`](Self::encode_fwd) with one sample a row, from the gradients by what was pooled
+    /// on.
+    pub(super) fn encode_bwd(
+        &self,
+        d: &mut StackGradient<B>,
+        dchain: &ChainGradient<B>,
+        grads: &mut Params<Plain<B>>,
+        acts: &StackActs<B>,
+        chain: &ChainActs<B>,
+        batch: &EncoderBatch<B>,
+    ) {
+        let (backend, width) = (&self.backend, self.config.dims.hidden);
+        let Params { encoder, pooling, .. } = grads;
+        self.encoder_bwd(d, encoder, acts, &batch.tokens, &batch.spans, &mut |l, d, hidden| {
+            let mut unpool = |dpooled: &B::Real, spans: &Spans<B>| {
+                let (dw, w) = (&mut pooling[l], &self.params.pooling[l]);
+                backend.pool_bwd(d, dw, dpooled, &chain.scores[l], hidden, w, spans, width);
+            };
+            if let Some(spans) = &batch.conditions {
+                unpool(&dchain.pooled_condition[l], spans);
+            }
+            if let Some(spans) = &batch.sentences {
+                unpool(&dchain.pooled[l], spans);
+            }
         });
     }
 }

@@ -7,16 +7,19 @@ pub mod acts;
 pub mod block;
 pub mod cache;
 pub mod config;
+pub mod dropout;
 pub mod encode;
+pub mod gradient;
 mod init;
 pub mod latent;
 mod load;
+pub mod loss;
 pub mod params;
 pub mod save;
 pub mod stack;
 pub mod trace;
 
-pub use block::Prepared;
+pub use block::{Plain, Prepared};
 pub use config::Config;
 pub use params::Params;
 

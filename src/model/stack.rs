@@ -2,10 +2,11 @@
 
 use super::Model;
 use super::acts::StackActs;
-use super::block::{Attend, Prepared};
+use super::block::{Attend, BlockScratch, Place, Plain, Prepared};
 use super::cache::Cache;
 use super::params::Stack;
 use crate::backend::{Backend, CacheRows, Spans};
+use crate::dims::Dims;
 use crate::error::Result;
 
 /// The tokens of a batch, end to end.
@@ -62,6 +63,23 @@ pub struct Fusion<B: Backend> {
     pub layers: Vec<B::Real>,
 }
 
+/// Gradients on the way back through a stack.
+pub struct StackGradient<B: Backend> {
+    /// `(N, C)`, by the stack's output.
+    pub output: B::Act,
+    /// `(N, C)`, by the residual stream.
+    pub hidden: B::Act,
+    scratch: BlockScratch<B>,
+}
+
+impl<B: Backend> StackGradient<B> {
+    /// Buffers for `tokens` tokens.
+    pub fn new(backend: &B, dims: &Dims, tokens: usize) -> Result<Self> {
+        let stream = || backend.act(tokens * dims.hidden);
+        Ok(StackGradient { output: stream()?, hidden: stream()?, scratch: BlockScratch::new(backend, dims, tokens)? })
+    }
+}
+
 impl<B: Backend> Model<B> {
     /// Runs the encoder; `read` sees the hidden states `(N, C)` of each layer as it is done, the last one's after `ln_f`.
     pub fn encoder_fwd(
@@ -73,12 +91,13 @@ impl<B: Backend> Model<B> {
     ) {
         let params = &self.params.encoder;
         self.embed_fwd(acts, params, tokens);
-        let layers = self.config.dims.layers;
-        for (l, block) in params.blocks.iter().enumerate() {
-            let (h, out) = ping_pong(&mut acts.hidden, l);
-            self.block_fwd(out, &mut acts.block, h, block, Attend::Spans(spans), tokens.count);
-            if l + 1 < layers {
-                read(l, out);
+        let (layers, dropout) = (self.config.dims.layers, acts.dropout);
+        for (layer, params) in params.blocks.iter().enumerate() {
+            let (h, out, block) = acts.at(layer);
+            let place = Place { params, layer, dropout };
+            self.block_fwd(out, block, h, &place, Attend::Spans(spans), tokens.count);
+            if layer + 1 < layers {
+                read(layer, out);
             }
         }
         self.final_norm_fwd(acts, params, tokens.count);
@@ -97,12 +116,113 @@ impl<B: Backend> Model<B> {
     ) {
         let params = &self.params.decoder;
         self.embed_fwd(acts, params, tokens);
-        for (l, block) in params.blocks.iter().enumerate() {
-            let (h, out) = ping_pong(&mut acts.hidden, l);
-            self.backend.fuse_fwd(h, &fusion.layers[l], latents, context.spans(), self.config.dims.hidden);
-            self.block_fwd(out, &mut acts.block, h, block, context.layer(l), tokens.count);
+        let dropout = acts.dropout;
+        for (layer, params) in params.blocks.iter().enumerate() {
+            let (h, out, block) = acts.at(layer);
+            self.backend.fuse_fwd(h, &fusion.layers[layer], latents, context.spans(), self.config.dims.hidden);
+            let place = Place { params, layer, dropout };
+            self.block_fwd(out, block, h, &place, context.layer(layer), tokens.count);
         }
         self.final_norm_fwd(acts, params, tokens.count);
+    }
+
+    /// The backward pass of [`encoder_fwd`](Self::encoder_fwd). `add(l, d, hidden)` adds to `d` the gradient by the hidden
+    /// states that `read` saw of layer `l`.
+    pub(super) fn encoder_bwd(
+        &self,
+        d: &mut StackGradient<B>,
+        grads: &mut Stack<Plain<B>>,
+        acts: &StackActs<B>,
+        tokens: &Tokens<B>,
+        spans: &Spans<B>,
+        add: &mut dyn FnMut(usize, &mut B::Act, &B::Act),
+    ) {
+        let dims = &self.config.dims;
+        self.backend.zero_act(&mut d.output, tokens.count * dims.hidden);
+        add(dims.layers - 1, &mut d.output, &acts.output);
+        self.final_norm_bwd(d, grads, acts, &self.params.encoder, tokens.count);
+        for layer in (0..dims.layers).rev() {
+            self.stack_block_bwd(d, grads, acts, &self.params.encoder, layer, spans, tokens.count);
+            if let Some(below) = layer.checked_sub(1) {
+                add(below, &mut d.hidden, &acts.hidden[layer]);
+            }
+        }
+        self.embed_bwd(d, grads, acts, tokens);
+    }
+
+    /// The backward pass of [`decoder_fwd`](Self::decoder_fwd) within spans, from the gradient `d.output` on;
+    /// `dfusion.layers` is added to.
+    pub(super) fn decoder_bwd(
+        &self,
+        d: &mut StackGradient<B>,
+        dfusion: &mut Fusion<B>,
+        grads: &mut Stack<Plain<B>>,
+        acts: &StackActs<B>,
+        tokens: &Tokens<B>,
+        spans: &Spans<B>,
+        latents: &B::Ids,
+    ) {
+        let dims = &self.config.dims;
+        self.final_norm_bwd(d, grads, acts, &self.params.decoder, tokens.count);
+        for layer in (0..dims.layers).rev() {
+            self.stack_block_bwd(d, grads, acts, &self.params.decoder, layer, spans, tokens.count);
+            self.backend.fuse_bwd(&mut dfusion.layers[layer], &d.hidden, latents, spans, dims.hidden);
+        }
+        self.embed_bwd(d, grads, acts, tokens);
+    }
+
+    fn stack_block_bwd(
+        &self,
+        d: &mut StackGradient<B>,
+        grads: &mut Stack<Plain<B>>,
+        acts: &StackActs<B>,
+        params: &Stack<Prepared<B>>,
+        layer: usize,
+        spans: &Spans<B>,
+        tokens: usize,
+    ) {
+        let place = Place { params: &params.blocks[layer], layer, dropout: acts.dropout };
+        let (grads, acts, h) = (&mut grads.blocks[layer], &acts.blocks[layer], &acts.hidden[layer]);
+        self.block_bwd(&mut d.hidden, grads, &mut d.scratch, acts, h, &place, spans, tokens);
+    }
+
+    fn final_norm_bwd(
+        &self,
+        d: &mut StackGradient<B>,
+        grads: &mut Stack<Plain<B>>,
+        acts: &StackActs<B>,
+        params: &Stack<Prepared<B>>,
+        tokens: usize,
+    ) {
+        let (dims, norm, gain) = (&self.config.dims, &mut grads.ln_f, &params.ln_f.gain);
+        self.backend.zero_act(&mut d.hidden, tokens * dims.hidden);
+        self.backend.layernorm_bwd(
+            &mut d.hidden,
+            &mut norm.gain,
+            &mut norm.bias,
+            &d.output,
+            &acts.hidden[dims.layers],
+            &acts.mean_f,
+            &acts.rstd_f,
+            gain,
+            tokens,
+            dims.hidden,
+        );
+    }
+
+    fn embed_bwd(
+        &self,
+        d: &mut StackGradient<B>,
+        grads: &mut Stack<Plain<B>>,
+        acts: &StackActs<B>,
+        tokens: &Tokens<B>,
+    ) {
+        let (Tokens { ids, positions, count }, width) = (tokens, self.config.dims.hidden);
+        let mask = acts.dropout.embedding();
+        if !mask.is_none() {
+            self.backend.dropout(&mut d.hidden, mask, *count, width);
+        }
+        self.backend.embed_bwd(&mut grads.wte, &mut grads.wpe, &d.hidden, ids, positions, *count, width);
     }
 
     /// Projects the latents of `rows` sequences; `z` is `L` of `(rows, Z)`.
@@ -119,22 +239,20 @@ impl<B: Backend> Model<B> {
         Ok(Fusion { layers })
     }
 
-    /// `acts.hidden[0] = wte[ids] + wpe[positions]`.
+    /// `acts.hidden[0] = wte[ids] + wpe[positions]`, under the pass's mask.
     pub(crate) fn embed_fwd(&self, acts: &mut StackActs<B>, params: &Stack<Prepared<B>>, tokens: &Tokens<B>) {
         let Tokens { ids, positions, count } = tokens;
         self.backend.embed_fwd(&mut acts.hidden[0], ids, positions, &params.wte, &params.wpe, *count);
+        let mask = acts.dropout.embedding();
+        if !mask.is_none() {
+            self.backend.dropout(&mut acts.hidden[0], mask, *count, self.config.dims.hidden);
+        }
     }
 
     fn final_norm_fwd(&self, acts: &mut StackActs<B>, params: &Stack<Prepared<B>>, tokens: usize) {
         let dims = &self.config.dims;
         let StackActs { hidden, output, mean_f, rstd_f, .. } = acts;
-        let (norm, epsilon, last) = (&params.ln_f, self.config.epsilon, &hidden[dims.layers % 2]);
+        let (norm, epsilon, last) = (&params.ln_f, self.config.epsilon, &hidden[dims.layers % hidden.len()]);
         self.backend.layernorm_fwd(output, mean_f, rstd_f, last, &norm.gain, &norm.bias, epsilon, tokens, dims.hidden);
     }
-}
-
-/// What block `l` reads and what it writes.
-fn ping_pong<A>(hidden: &mut [A; 2], l: usize) -> (&mut A, &mut A) {
-    let [a, b] = hidden;
-    if l.is_multiple_of(2) { (a, b) } else { (b, a) }
 }

@@ -1,9 +1,13 @@
 //! Every tensor on the way to the loss, by name, for comparison with recorded outputs of the published code; in the
 //! published arithmetic, where padding is read like any other token.
 
+use std::cell::RefCell;
+
 use super::Model;
-use super::acts::{ChainActs, StackActs};
+use super::acts::{ChainActs, Keep, StackActs};
+use super::dropout::Rates;
 use super::encode::{EncoderBatch, Row};
+use super::gradient::{Batch, Objective, Pass};
 use super::latent::{Drive, Noise};
 use super::stack::Context;
 use crate::backend::Backend;
@@ -22,6 +26,8 @@ pub struct Inputs {
     pub eps_posterior: Vec<f32>,
     /// Weight of the KL in the loss.
     pub beta: f64,
+    /// Whether the gradients of the loss are wanted.
+    pub gradients: bool,
 }
 
 /// Named tensors in the order in which they were computed.
@@ -57,6 +63,9 @@ pub fn trace<B: Backend>(model: &Model<B>, case: &Inputs) -> Result<Tensors> {
     tracer.at_means()?;
     if case.condition_len > 0 {
         tracer.condition_alone()?;
+    }
+    if case.gradients {
+        tracer.gradients()?;
     }
     Ok(tracer.tensors)
 }
@@ -111,8 +120,8 @@ impl<'a, B: Backend> Tracer<'a, B> {
             model,
             case,
             rows,
-            acts: StackActs::new(backend, dims, batch.tokens.count)?,
-            chain: ChainActs::new(backend, dims, rows, batch.tokens.count)?,
+            acts: StackActs::new(backend, dims, batch.tokens.count, Keep::Last)?,
+            chain: ChainActs::new(backend, dims, rows, batch.tokens.count, Keep::Last)?,
             batch,
             eps_prior: layers(&case.eps_prior)?,
             eps_posterior: layers(&case.eps_posterior)?,
@@ -235,6 +244,30 @@ impl<'a, B: Backend> Tracer<'a, B> {
         self.tensors.put("rec_loss", &[1], vec![rec]);
         self.tensors.put("kl_loss", &[1], vec![kl]);
         self.tensors.put("total_loss", &[1], vec![rec + kl]);
+        Ok(())
+    }
+
+    /// `grad.*`: the gradient of the published loss by every parameter.
+    fn gradients(&mut self) -> Result<()> {
+        let (model, backend, dims) = (self.model, &self.model.backend, &self.model.config.dims);
+        let specs = model.config.specs();
+        let mut grads = specs.try_map(&mut |s| backend.real(s.len()), &mut |s| backend.real(s.len()))?;
+        let mut pass = Pass::new(backend, dims, self.rows, self.batch.tokens.count)?;
+        let batch = Batch {
+            rows: &split(self.case),
+            decoder_ids: None,
+            eps: &self.case.eps_posterior,
+            latent_mask: None,
+            rates: Rates::default(),
+            draw: (0, 0),
+            share: 1.0,
+        };
+        model.losses_and_gradient(&mut pass, &mut grads, &batch, &Objective::published(self.case.beta))?;
+        let all = RefCell::new(Vec::new());
+        grads.visit(&mut |g| all.borrow_mut().push(g), &mut |g| all.borrow_mut().push(g));
+        for (spec, gradient) in specs.list().into_iter().zip(all.into_inner()) {
+            self.tensors.put(&format!("grad.{}", spec.name), &spec.shape, self.real(gradient, spec.len()));
+        }
         Ok(())
     }
 

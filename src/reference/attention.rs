@@ -4,6 +4,7 @@ use ndarray::{Array1, ArrayView1};
 
 use super::{Reference, span};
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
+use crate::rng::Mask;
 
 impl AttentionOps for Reference {
     fn attention_fwd(
@@ -11,6 +12,7 @@ impl AttentionOps for Reference {
         y: &mut Vec<f64>,
         lse: &mut Vec<f64>,
         qkv: &Vec<f64>,
+        mask: Mask,
         spans: &Spans<Self>,
         dims: AttentionDims,
     ) {
@@ -24,7 +26,8 @@ impl AttentionOps for Reference {
                     let keys = visible.clone().map(|s| part(s, 1, head));
                     let values = visible.map(|s| part(s, 2, head));
                     let out = &mut y[t * width + head * head_dim..][..head_dim];
-                    lse[t * dims.heads + head] = attend(out, part(t, 0, head), keys, values);
+                    let masked = Some((mask, (t * dims.heads + head) as u64));
+                    lse[t * dims.heads + head] = attend(out, part(t, 0, head), keys, values, masked);
                 }
             }
         }
@@ -37,6 +40,7 @@ impl AttentionOps for Reference {
         y: &Vec<f64>,
         lse: &Vec<f64>,
         qkv: &Vec<f64>,
+        mask: Mask,
         spans: &Spans<Self>,
         dims: AttentionDims,
     ) {
@@ -54,11 +58,12 @@ impl AttentionOps for Reference {
                     for s in tokens.start..=t {
                         let (key, value) = (part(s, 1), part(s, 2));
                         let p = (query.dot(&key) * scale - lse[t * dims.heads + head]).exp();
-                        let g = p * (dy.dot(&value) - dy.dot(&y)) * scale;
+                        let m = mask.factor((t * dims.heads + head) as u64, s - tokens.start);
+                        let g = p * (m * dy.dot(&value) - dy.dot(&y)) * scale;
                         for d in 0..head_dim {
                             dqkv[place(dims, t, 0, head).start + d] += g * key[d];
                             dqkv[place(dims, s, 1, head).start + d] += g * query[d];
-                            dqkv[place(dims, s, 2, head).start + d] += p * dy[d];
+                            dqkv[place(dims, s, 2, head).start + d] += m * p * dy[d];
                         }
                     }
                 }
@@ -95,6 +100,7 @@ impl AttentionOps for Reference {
                         ArrayView1::from(part(0)),
                         keys.iter().map(|k| k.view()),
                         values.iter().map(|v| v.view()),
+                        None,
                     );
                 }
             }
@@ -108,12 +114,14 @@ fn place(dims: AttentionDims, token: usize, part: usize, head: usize) -> std::op
     start..start + dims.head_dim
 }
 
-/// `out = softmax(q · k / √D) v` for one query; returns the logarithm of the softmax's denominator.
+/// `out = softmax(q · k / √D) v` for one query, the softmax multiplied with a row of a mask; returns the logarithm of the
+/// softmax's denominator.
 fn attend<'a>(
     out: &mut [f64],
     query: ArrayView1<'_, f64>,
     keys: impl Iterator<Item = ArrayView1<'a, f64>>,
     values: impl Iterator<Item = ArrayView1<'a, f64>>,
+    mask: Option<(Mask, u64)>,
 ) -> f64 {
     let scale = 1.0 / (query.len() as f64).sqrt();
     let scores: Array1<f64> = keys.map(|k| query.dot(&k) * scale).collect();
@@ -121,9 +129,10 @@ fn attend<'a>(
     let weights = scores.mapv(|s| (s - max).exp());
     let total = weights.sum();
     out.fill(0.0);
-    for (weight, value) in weights.iter().zip(values) {
+    for (s, (weight, value)) in weights.iter().zip(values).enumerate() {
+        let factor = mask.map_or(1.0, |(mask, row)| mask.factor(row, s));
         for (o, v) in out.iter_mut().zip(value) {
-            *o += weight / total * v;
+            *o += factor * weight / total * v;
         }
     }
     max + total.ln()

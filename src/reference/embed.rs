@@ -39,6 +39,14 @@ impl EmbedOps for Reference {
         }
     }
 
+    fn gather_rows_bwd(&self, dx_acc: &mut Vec<f64>, dy: &Vec<f64>, index: &Vec<u32>, rows: usize, width: usize) {
+        for r in 0..rows {
+            for c in 0..width {
+                dx_acc[index[r] as usize * width + c] += dy[r * width + c];
+            }
+        }
+    }
+
     fn gather_rows_fwd(&self, y: &mut Vec<f64>, x: &Vec<f64>, index: &Vec<u32>, rows: usize, width: usize) {
         let x = view(x, x.len() / width, width);
         let mut y = view_mut(y, rows, width);

@@ -158,7 +158,7 @@ impl LatentOps for Reference {
         &self,
         dposterior_acc: &mut Vec<f64>,
         dprior_acc: &mut Vec<f64>,
-        scale: f32,
+        weights: &Vec<f64>,
         posterior: &Vec<f64>,
         prior: &Vec<f64>,
         rows: usize,
@@ -167,9 +167,9 @@ impl LatentOps for Reference {
         let (q, p) = (view(posterior, rows, 2 * latent), view(prior, rows, 2 * latent));
         let mut dq = view_mut(dposterior_acc, rows, 2 * latent);
         let mut dp = view_mut(dprior_acc, rows, 2 * latent);
-        let scale = f64::from(scale);
         for row in 0..rows {
             for i in 0..latent {
+                let scale = weights[i];
                 let ratio = (q[(row, latent + i)] - p[(row, latent + i)]).exp();
                 let (difference, variance) = (q[(row, i)] - p[(row, i)], p[(row, latent + i)].exp());
                 dq[(row, i)] += scale * difference / variance;
@@ -177,6 +177,12 @@ impl LatentOps for Reference {
                 dp[(row, i)] -= scale * difference / variance;
                 dp[(row, latent + i)] += 0.5 * scale * (1.0 - ratio - difference.powi(2) / variance);
             }
+        }
+    }
+
+    fn mask_fwd(&self, y: &mut Vec<f64>, x: &Vec<f64>, mask: &Vec<f64>, len: usize) {
+        for i in 0..len {
+            y[i] = x[i] * mask[i];
         }
     }
 

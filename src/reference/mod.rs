@@ -8,6 +8,7 @@ mod latent;
 mod linear;
 mod loss;
 mod norm;
+mod optim;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
@@ -42,13 +43,17 @@ impl Storage for Reference {
         Ok(Array2::from_shape_fn((matrix.rows, matrix.cols), |(r, c)| f64::from(matrix.data[r * matrix.cols + c])))
     }
 
-    fn write_act(&self, dst: &mut Vec<f64>, src: &[f32]) {
+    fn refresh(&self, weight: &mut Array2<f64>, values: &Vec<f64>, _role: Role) {
+        weight.iter_mut().zip(values).for_each(|(w, value)| *w = *value);
+    }
+
+    fn write_act<F: HostFloat>(&self, dst: &mut Vec<f64>, src: &[F]) {
         self.write_real(dst, src);
     }
 
-    fn write_real(&self, dst: &mut Vec<f64>, src: &[f32]) {
+    fn write_real<F: HostFloat>(&self, dst: &mut Vec<f64>, src: &[F]) {
         for (d, &s) in dst[..src.len()].iter_mut().zip(src) {
-            *d = f64::from(s);
+            *d = s.to_f64();
         }
     }
 

@@ -1,5 +1,6 @@
 //! Case files.
 
+use crate::dims::Dims;
 use crate::error::{Error, Result};
 use crate::io::TensorInfo;
 use crate::io::checkpoint::Checkpoint;
@@ -15,7 +16,6 @@ pub(super) struct GreedyCase {
 pub(super) enum Case {
     Tensors(Inputs),
     Greedy(GreedyCase),
-    Training,
 }
 
 impl Case {
@@ -32,7 +32,9 @@ impl Case {
             return greedy(file).map(Case::Greedy);
         }
         if has("grad_norm") {
-            return Ok(Case::Training);
+            let message =
+                "a recorded run of the optimiser, which a model is trained on, not run on: see `verify_training`";
+            return Err(Error::format(file.path(), message));
         }
         tensors(file).map(Case::Tensors)
     }
@@ -59,7 +61,8 @@ fn tensors(file: &Checkpoint) -> Result<Inputs> {
     let beta = file.read_f64("beta")?;
     let [beta] = beta[..] else { return Err(malformed(file, format!("beta has {} values, not 1", beta.len()))) };
     let (eps_prior, eps_posterior) = (file.read_f32("eps_prior")?, file.read_f32("eps_posterior")?);
-    Ok(Inputs { rows, condition_len, eps_prior, eps_posterior, beta })
+    let gradients = file.names().any(|name| name.starts_with("grad."));
+    Ok(Inputs { rows, condition_len, eps_prior, eps_posterior, beta, gradients })
 }
 
 /// A tensor of ids, `(B, T)` or `(T)`, as rows.
@@ -79,4 +82,38 @@ pub(super) fn id(file: &Checkpoint, name: &str, value: i64) -> Result<u32> {
 
 fn malformed(file: &Checkpoint, message: String) -> Error {
     Error::format(file.path(), message)
+}
+
+/// One step of a recorded run.
+pub(super) struct Step {
+    pub rows: Vec<Vec<u32>>,
+    /// `(L, B, Z)`
+    pub eps: Vec<f32>,
+    pub lr: f64,
+    pub beta: f64,
+}
+
+/// The steps of a recorded run: `inputs (S, B, T)`, `eps_posterior (S, L, B, Z)`, `lr` and `beta` `(S)`.
+pub(super) fn steps(file: &Checkpoint, dims: &Dims) -> Result<Vec<Step>> {
+    let shape = file.get("inputs").map(|info| info.shape.clone()).unwrap_or_default();
+    let [count, rows, tokens] = shape[..] else {
+        return Err(malformed(file, format!("inputs has shape {shape:?}; (steps, rows, tokens) is needed")));
+    };
+    let values = file.read_i64("inputs")?;
+    let (eps, lr, beta) = (file.read_f32("eps_posterior")?, file.read_f64("lr")?, file.read_f64("beta")?);
+    let noise = dims.layers * rows * dims.latent;
+    if values.is_empty() || lr.len() != count || beta.len() != count || eps.len() != count * noise {
+        let message = format!("inputs {shape:?}, eps_posterior, lr and beta are not of {count} steps of this model");
+        return Err(malformed(file, message));
+    }
+    let row = |row: &[i64]| row.iter().map(|value| id(file, "inputs", *value)).collect::<Result<Vec<_>>>();
+    let step = |s: usize| {
+        Ok(Step {
+            rows: values[s * rows * tokens..][..rows * tokens].chunks(tokens).map(row).collect::<Result<_>>()?,
+            eps: eps[s * noise..][..noise].to_vec(),
+            lr: lr[s],
+            beta: beta[s],
+        })
+    };
+    (0..count).map(step).collect()
 }

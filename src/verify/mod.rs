@@ -7,15 +7,18 @@ mod case;
 mod report;
 mod sampling;
 mod tolerance;
+mod training;
 
 pub use report::{Report, Status, TensorReport};
 pub use sampling::verify_sampling;
 pub use tolerance::tolerance;
+pub use training::{is_training, verify_training};
 
 use std::path::Path;
 
 use case::{Case, GreedyCase};
 
+use crate::dtype::Dtype;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::generate::session::{Choice, Request, unwatched};
@@ -23,20 +26,18 @@ use crate::io::checkpoint::Checkpoint;
 use crate::latent::Latents;
 use crate::model::encode::Row;
 
-/// Runs `engine` on the case at `path`. `tolerance` is the largest error that passes, relative to a tensor's rms: see
-/// [`tolerance`](fn@tolerance).
+/// Runs `engine`, which computes in `dtype`, on the case at `path`; what passes is said by [`tolerance`](fn@tolerance).
 ///
 /// # Errors
 /// Those of reading the file, and a case that does not fit the model. Differences are not errors but part of the report.
-pub fn verify(engine: &dyn Engine, path: &Path, tolerance: f64) -> Result<Report> {
+pub fn verify(engine: &dyn Engine, path: &Path, dtype: Dtype) -> Result<Report> {
     let file = Checkpoint::open_as_is(path)?;
     match Case::read(&file)? {
         Case::Tensors(inputs) => {
             let tensors = engine.trace(&inputs)?;
-            report::tensors(&file, &tensors, tolerance)
+            report::tensors(&file, &tensors, dtype)
         }
         Case::Greedy(case) => greedy(engine, &case),
-        Case::Training => Ok(report::not_computed(&file)),
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
+use super::tolerance::{gradient_tolerance, tolerance};
+use crate::dtype::Dtype;
 use crate::error::Result;
+use crate::io::ElementType;
 use crate::io::checkpoint::Checkpoint;
 use crate::model::trace::Tensors;
 
@@ -24,8 +27,6 @@ pub enum Status {
     Shape(Vec<usize>),
     /// The model computes it, but the case lacks it.
     Missing,
-    /// The case has it, but it is not computed by this version.
-    NotComputed,
     /// The case has it, and it is unknown.
     Unknown,
 }
@@ -49,7 +50,6 @@ impl TensorReport {
             Status::Compared { relative, tolerance, .. } => *relative <= *tolerance,
             Status::Exact(difference) => difference.is_none(),
             Status::Shape(_) | Status::Missing | Status::Unknown => false,
-            Status::NotComputed => true,
         }
     }
 }
@@ -62,7 +62,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether something was compared and nothing failed, or nothing could be compared by this version.
+    /// Whether something was compared and nothing failed.
     pub fn passes(&self) -> bool {
         !self.tensors.is_empty() && self.tensors.iter().all(TensorReport::passes)
     }
@@ -78,8 +78,37 @@ impl Report {
         self.push(name, &[wanted.len()], Status::Exact(differs));
     }
 
-    pub(super) fn push_values(&mut self, name: &str, shape: &[usize], found: &[f64], wanted: &[f64], tolerance: f64) {
-        let (error, relative) = errors(found, wanted);
+    /// Compares with the tensor of the same name in `file`.
+    pub(super) fn push_recorded(
+        &mut self,
+        file: &Checkpoint,
+        name: &str,
+        shape: &[usize],
+        found: &[f64],
+        tolerance: f64,
+    ) -> Result<()> {
+        match file.get(name) {
+            None => self.push(name, shape, Status::Missing),
+            Some(recorded) if recorded.shape != shape => self.push(name, shape, Status::Shape(recorded.shape.clone())),
+            Some(recorded) => {
+                let rounding = if recorded.dtype == ElementType::F64 { 0.0 } else { ROUNDING };
+                self.push_values(name, shape, found, &file.read_f64(name)?, rounding, tolerance);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares with `wanted`, which was rounded by at most `rounding` of each value.
+    pub(super) fn push_values(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        found: &[f64],
+        wanted: &[f64],
+        rounding: f64,
+        tolerance: f64,
+    ) {
+        let (error, relative) = errors(found, wanted, rounding);
         self.push(name, shape, Status::Compared { error, relative, tolerance });
     }
 }
@@ -87,45 +116,30 @@ impl Report {
 /// What the case holds besides results.
 const INPUTS: [&str; 5] = ["inputs", "cond_inputs", "eps_prior", "eps_posterior", "beta"];
 
-pub(super) fn tensors(file: &Checkpoint, computed: &Tensors, tolerance: f64) -> Result<Report> {
+pub(super) fn tensors(file: &Checkpoint, computed: &Tensors, dtype: Dtype) -> Result<Report> {
     let mut report = Report::default();
     for (name, shape, found) in computed.iter() {
-        match file.get(name) {
-            None => report.push(name, shape, Status::Missing),
-            Some(recorded) if recorded.shape != shape => {
-                report.push(name, shape, Status::Shape(recorded.shape.clone()))
-            }
-            Some(_) => report.push_values(name, shape, found, &file.read_f64(name)?, tolerance),
-        }
+        let gradient = name.starts_with("grad.");
+        let tolerance = if gradient { gradient_tolerance(dtype) } else { tolerance(dtype) };
+        report.push_recorded(file, name, shape, found, tolerance)?;
     }
     for name in file.names().filter(|name| computed.get(name).is_none() && !INPUTS.contains(name)) {
         let shape = file.get(name).map(|info| info.shape.clone()).unwrap_or_default();
-        let status = if name.starts_with("grad.") { Status::NotComputed } else { Status::Unknown };
-        report.push(name, &shape, status);
+        report.push(name, &shape, Status::Unknown);
     }
     Ok(report)
 }
 
-/// Every tensor of a case that this version cannot compute.
-pub(super) fn not_computed(file: &Checkpoint) -> Report {
-    let mut report = Report::default();
-    for name in file.names().filter(|name| !INPUTS.contains(name)) {
-        let shape = file.get(name).map(|info| info.shape.clone()).unwrap_or_default();
-        report.push(name, &shape, Status::NotComputed);
-    }
-    report
-}
-
-/// Half the distance between neighbouring f32, relative: recorded values were rounded to f32, so a difference this small
-/// says nothing.
-const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
+/// Half the distance between neighbouring f32, relative: where recorded values were rounded to f32, a difference this
+/// small says nothing.
+pub(super) const ROUNDING: f64 = 1.0 / (1 << 24) as f64;
 
 /// The largest absolute error, and the same relative to the rms of `wanted`. A tensor of zeros must be met exactly.
-fn errors(found: &[f64], wanted: &[f64]) -> (f64, f64) {
+fn errors(found: &[f64], wanted: &[f64], rounding: f64) -> (f64, f64) {
     let mut error: f64 = 0.0;
     for (a, b) in found.iter().zip(wanted) {
         let difference = (a - b).abs();
-        if b.is_finite() && difference <= ROUNDING * b.abs() {
+        if b.is_finite() && difference <= rounding * b.abs() {
             continue;
         }
         // keeps a NaN, which `max` would drop
@@ -141,13 +155,8 @@ fn errors(found: &[f64], wanted: &[f64]) -> (f64, f64) {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<26} {:<18} {:>10} {:>10} {:>10}", "tensor", "shape", "max error", "rel. error", "tolerance")?;
-        let (gradients, rest): (Vec<_>, Vec<_>) =
-            self.tensors.iter().partition(|t| t.status == Status::NotComputed && t.name.starts_with("grad."));
-        for tensor in rest {
+        for tensor in &self.tensors {
             writeln!(f, "{tensor}")?;
-        }
-        if !gradients.is_empty() {
-            writeln!(f, "{:<26} {} tensors: not computed yet", "grad.*", gradients.len())?;
         }
         Ok(())
     }
@@ -165,7 +174,6 @@ impl fmt::Display for TensorReport {
             Status::Exact(Some(at)) => write!(f, "{:>32}  {verdict}", format!("differs at {at}")),
             Status::Shape(found) => write!(f, "the case has shape {found:?}  {verdict}"),
             Status::Missing => write!(f, "missing in the case  {verdict}"),
-            Status::NotComputed => write!(f, "not computed yet"),
             Status::Unknown => write!(f, "not a tensor that this model computes  {verdict}"),
         }
     }
@@ -179,7 +187,7 @@ mod tests {
     fn nan_and_zero_are_not_overlooked() {
         let passes = |found: &[f64], wanted: &[f64]| {
             let mut report = Report::default();
-            report.push_values("x", &[found.len()], found, wanted, 1e-3);
+            report.push_values("x", &[found.len()], found, wanted, ROUNDING, 1e-3);
             report.passes()
         };
         assert!(passes(&[1.0, 2.0], &[1.0, 2.0]));

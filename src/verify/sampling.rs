@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::case::id;
+use super::report::ROUNDING;
 use super::tolerance::PROBABILITY;
 use super::{Report, Status};
 use crate::error::{Error, Result};
@@ -62,7 +63,7 @@ pub fn verify_sampling(dir: &Path) -> Result<Report> {
         // a token that must never come is no small error, however seldom it comes
         match found.iter().zip(&wanted).position(|(found, wanted)| (*found > 0.0) != (*wanted > 0.0)) {
             Some(at) => report.push(&name, &shape, Status::Exact(Some(at))),
-            None => report.push_values(&name, &shape, &found, &wanted, PROBABILITY),
+            None => report.push_values(&name, &shape, &found, &wanted, ROUNDING, PROBABILITY),
         }
     }
     Ok(report)

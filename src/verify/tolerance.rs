@@ -6,6 +6,14 @@ use crate::dtype::Dtype;
 /// f32.
 pub(super) const PROBABILITY: f64 = 1e-6;
 
+/// As [`tolerance`], of a gradient: sums over all tokens of products of two results, in the published code's own case too.
+pub(super) fn gradient_tolerance(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F64 => 3e-6,
+        Dtype::F32 => 1e-4,
+    }
+}
+
 /// The largest error of a tensor's elements that passes, relative to the tensor's root mean square.
 ///
 /// The recorded values are f64 results rounded to f32, so f64 arithmetic comes within their rounding; f32 arithmetic

@@ -26,7 +26,7 @@ impl Op for Attention<'_> {
         let mut y = stale_act(b, len);
         let lse_len = spans.tokens * self.dims.heads;
         let mut lse = stale(b, lse_len);
-        b.attention_fwd(&mut y, &mut lse, &act(b, &self.qkv()), &spans, self.dims);
+        b.attention_fwd(&mut y, &mut lse, &act(b, &self.qkv()), Mask::NONE, &spans, self.dims);
         vec![("y", read_act(b, &y, len)), ("lse", read(b, &lse, lse_len))]
     }
 }
@@ -100,11 +100,17 @@ fn cached_attention_is_attention() {
     }
 }
 
+/// Drops a third.
+fn dropped() -> Mask {
+    Mask::new(0.33, 1, 2, 3)
+}
+
 /// Attention within spans, which need not hold all tokens.
 struct AttentionGradient<'a> {
     tokens: usize,
     bounds: &'a [(usize, usize)],
     dims: AttentionDims,
+    mask: Mask,
 }
 
 impl AttentionGradient<'_> {
@@ -112,7 +118,7 @@ impl AttentionGradient<'_> {
     fn attend<B: Backend>(&self, b: &B, qkv: &B::Act) -> (B::Act, B::Real) {
         let (mut y, mut lse) =
             (b.act(self.tokens * self.dims.width()).unwrap(), b.real(self.tokens * self.dims.heads).unwrap());
-        b.attention_fwd(&mut y, &mut lse, qkv, &spans(b, self.bounds), self.dims);
+        b.attention_fwd(&mut y, &mut lse, qkv, self.mask, &spans(b, self.bounds), self.dims);
         (y, lse)
     }
 }
@@ -135,7 +141,7 @@ impl Gradient for AttentionGradient<'_> {
             old[start * 3 * dims.width()..end * 3 * dims.width()].fill(f32::NAN);
         }
         let mut dqkv = act(b, &old);
-        b.attention_bwd(&mut dqkv, &act(b, dy), &y, &lse, &qkv, &spans(b, self.bounds), dims);
+        b.attention_bwd(&mut dqkv, &act(b, dy), &y, &lse, &qkv, self.mask, &spans(b, self.bounds), dims);
         vec![Grad::Assigned(read_act(b, &dqkv, old.len()))]
     }
 }
@@ -150,14 +156,18 @@ fn backward_attention() {
         (180, &[(0, 40), (41, 180)], 2, 64),
         (65, &[(0, 65)], 1, 80),
     ] {
-        let op = AttentionGradient { tokens, bounds, dims: AttentionDims { heads, head_dim } };
-        let what = format!("attention {bounds:?} {heads}x{head_dim}");
-        check_backward(&what, &op, Tolerance { factor: 8.0, terms: head_dim.max(tokens) }, &machines());
+        for mask in [Mask::NONE, dropped()] {
+            let op = AttentionGradient { tokens, bounds, dims: AttentionDims { heads, head_dim }, mask };
+            let what = format!("attention {bounds:?} {heads}x{head_dim}");
+            check_backward(&what, &op, Tolerance { factor: 8.0, terms: head_dim.max(tokens) }, &machines());
+        }
     }
 }
 
 #[test]
 fn formula_of_attention() {
     let dims = AttentionDims { heads: 2, head_dim: 3 };
-    check_formula("attention", &AttentionGradient { tokens: 7, bounds: &[(0, 4), (5, 7)], dims });
+    for mask in [Mask::NONE, dropped()] {
+        check_formula("attention", &AttentionGradient { tokens: 7, bounds: &[(0, 4), (5, 7)], dims, mask });
+    }
 }

@@ -134,7 +134,8 @@ impl Gradient for Divergence {
         let len = inputs[0].len();
         let (mut dq, mut dp) = (Grad::sums(b, len), Grad::sums(b, len));
         let (q, p) = (real(b, &inputs[0]), real(b, &inputs[1]));
-        b.kl_bwd(&mut dq, &mut dp, dy[0], &q, &p, self.rows, self.latent);
+        let weights = real(b, &vec![dy[0]; self.latent]);
+        b.kl_bwd(&mut dq, &mut dp, &weights, &q, &p, self.rows, self.latent);
         vec![Grad::added(b, &dq, len), Grad::added(b, &dp, len)]
     }
 }

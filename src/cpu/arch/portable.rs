@@ -99,6 +99,11 @@ impl Simd for Portable {
         zip(a, b, |a, b| a / b)
     }
 
+    #[inline(always)]
+    fn sqrt(self, a: F32) -> F32 {
+        a.map(f32::sqrt)
+    }
+
     // Two roundings: `f32::mul_add` is a library call where the target has no FMA.
     #[inline(always)]
     fn fma(self, a: F32, b: F32, c: F32) -> F32 {

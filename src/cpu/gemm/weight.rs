@@ -52,6 +52,22 @@ impl Weight {
         Ok(Weight { data, layout: Layout::Panels { width }, inputs, outputs })
     }
 
+    /// Takes over other values, stored as the first ones were.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn refresh(&mut self, pool: &Pool, values: &[f32], transposed: bool) {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        let values = &values[..inputs * outputs];
+        match self.layout {
+            Layout::Strided { .. } => self.data.copy_from_slice(values),
+            Layout::Panels { width } => {
+                let (rows, cols) = if transposed { (outputs, inputs) } else { (inputs, outputs) };
+                Panels::pack(pool, &mut self.data, Matrix { data: values, rows, cols }, transposed, width);
+            }
+        }
+    }
+
     /// `in`, the width of a row of the table.
     pub fn inputs(&self) -> usize {
         self.inputs

@@ -11,6 +11,7 @@ use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
 use crate::cpu::simd::{Kernel, Simd, add_weighted, dot, dots, log_of, softmax};
 use crate::cpu::{Buffer, Cpu};
+use crate::rng::Mask;
 
 /// Multiply-adds below which attention stays on the calling thread.
 const SERIAL: usize = 1 << 16;
@@ -25,12 +26,13 @@ impl AttentionOps for Cpu {
         y: &mut Buffer<f32>,
         lse: &mut Buffer<f32>,
         qkv: &Buffer<f32>,
+        mask: Mask,
         rows: &Spans<Self>,
         dims: AttentionDims,
     ) {
         let width = dims.width();
         let sequences = spans(&rows.bounds, rows.rows).map(|(start, end)| Sequence { start, end, past: 0 });
-        self.attend(y, lse, qkv, dims, sequences, |row, head| {
+        self.attend(y, lse, qkv, dims, mask, sequences, |row, head| {
             let start = rows.bounds[2 * row] as usize;
             let qkv = &qkv[start * 3 * width + head * dims.head_dim..];
             Memory { keys: &qkv[width..], values: &qkv[2 * width..], stride: 3 * width }
@@ -44,10 +46,11 @@ impl AttentionOps for Cpu {
         y: &Buffer<f32>,
         lse: &Buffer<f32>,
         qkv: &Buffer<f32>,
+        mask: Mask,
         rows: &Spans<Self>,
         dims: AttentionDims,
     ) {
-        self.attend_bwd(dqkv, Forward { dy, y, lse, qkv, dims }, rows);
+        self.attend_bwd(dqkv, Forward { dy, y, lse, qkv, mask, dims }, rows);
     }
 
     fn attention_cached_fwd(
@@ -77,7 +80,7 @@ impl AttentionOps for Cpu {
         }
         let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
         with_scratch(tokens * dims.heads, |lse| {
-            self.attend(y, lse, qkv, dims, sequences, |row, head| {
+            self.attend(y, lse, qkv, dims, Mask::NONE, sequences, |row, head| {
                 let first = place(row, head);
                 Memory { keys: &keys[first..], values: &values[first..], stride: head_dim }
             });
@@ -107,6 +110,7 @@ impl Cpu {
         lse: &mut [f32],
         qkv: &[f32],
         dims: AttentionDims,
+        mask: Mask,
         sequences: impl Iterator<Item = Sequence> + Clone + Sync,
         memory: impl Fn(usize, usize) -> Memory<'a> + Sync,
     ) {
@@ -124,7 +128,7 @@ impl Cpu {
                         let seen = past + first - start;
                         with_scratch(queries.len() * (seen + queries.len()), |scores| {
                             let (tile, lse, memory) = (&mut tile, &mut lse, memory(row, head));
-                            self.run(Attend { tile, lse, scores, qkv, head, dims, queries, seen, memory });
+                            self.run(Attend { tile, lse, scores, qkv, head, dims, mask, queries, seen, memory });
                         });
                     }
                 }
@@ -146,6 +150,7 @@ struct Attend<'a, 'b> {
     qkv: &'a [f32],
     head: usize,
     dims: AttentionDims,
+    mask: Mask,
     /// Tokens of the batch.
     queries: Range<usize>,
     /// Keys before the first query's own.
@@ -158,8 +163,8 @@ impl Kernel for Attend<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Attend { tile, lse, scores, qkv, head, dims, queries, seen, memory: Memory { keys, values, stride } } =
-            self;
+        let Attend { tile, lse, scores, qkv, head, dims, mask, queries, seen, memory } = self;
+        let Memory { keys, values, stride } = memory;
         let columns = head * dims.head_dim..(head + 1) * dims.head_dim;
         let most = seen + queries.len();
         for first in (0..most).step_by(KEYS) {
@@ -170,7 +175,9 @@ impl Kernel for Attend<'_, '_> {
             }
         }
         for i in 0..queries.len() {
-            let (greatest, sum) = softmax(s, &mut scores[i * most..][..seen + i + 1]);
+            let scores = &mut scores[i * most..][..seen + i + 1];
+            let (greatest, sum) = softmax(s, scores);
+            mask.apply(((queries.start + i) * dims.heads + head) as u64, 0, scores);
             lse.part(queries.start + i, head..head + 1)[0] = greatest + log_of(s, sum);
             tile.part(queries.start + i, columns.clone()).fill(0.0);
         }

@@ -11,6 +11,7 @@ use crate::backend::{AttentionDims, Spans};
 use crate::cpu::Cpu;
 use crate::cpu::parallel::Tile;
 use crate::cpu::simd::{Kernel, Simd, add_weighted, add_weighted_column, dot, exp};
+use crate::rng::Mask;
 
 /// What a backward pass reads.
 #[derive(Clone, Copy)]
@@ -19,6 +20,7 @@ pub(super) struct Forward<'a> {
     pub y: &'a [f32],
     pub lse: &'a [f32],
     pub qkv: &'a [f32],
+    pub mask: Mask,
     pub dims: AttentionDims,
 }
 
@@ -66,16 +68,23 @@ impl Kernel for AttendBwd<'_> {
             let queries = first..end.min(first + QUERIES);
             for first in (start..queries.end).step_by(KEYS) {
                 let keys = first..queries.end.min(first + KEYS);
-                block(s, &mut tile, &forward, queries.clone(), keys);
+                block(s, &mut tile, &forward, start, queries.clone(), keys);
             }
         }
     }
 }
 
-/// Adds what queries and keys of one block do to each other.
+/// Adds what queries and keys of one block do to each other; `start` is the first token of their span.
 #[inline(always)]
-fn block<S: Simd>(s: S, tile: &mut Tile<'_>, forward: &Forward<'_>, queries: Range<usize>, keys: Range<usize>) {
-    let Forward { dy, y, lse, qkv, dims } = *forward;
+fn block<S: Simd>(
+    s: S,
+    tile: &mut Tile<'_>,
+    forward: &Forward<'_>,
+    start: usize,
+    queries: Range<usize>,
+    keys: Range<usize>,
+) {
+    let Forward { dy, y, lse, qkv, mask, dims } = *forward;
     let (width, head_dim) = (dims.width(), dims.head_dim);
     let head = tile.cols().start / head_dim;
     let scale = 1.0 / (head_dim as f32).sqrt();
@@ -89,6 +98,8 @@ fn block<S: Simd>(s: S, tile: &mut Tile<'_>, forward: &Forward<'_>, queries: Ran
         let q = &qkv[forward.part(t, 0, head)..][..head_dim];
         scaled_dots(s, p, scale, q, of_keys(1), 3 * width);
         scaled_dots(s, g, 1.0, dy, of_keys(2), 3 * width);
+        let masked = ((t * dims.heads + head) as u64, keys.start - start);
+        mask.apply(masked.0, masked.1, g);
         let (norm, mean) = (s.splat(lse[t * dims.heads + head]), s.splat(dot(s, dy, y)));
         for j in (0..seen).step_by(S::LANES) {
             let v = exp(s, s.sub(s.load(&p[j..]), norm));
@@ -96,6 +107,7 @@ fn block<S: Simd>(s: S, tile: &mut Tile<'_>, forward: &Forward<'_>, queries: Ran
             s.store(&mut p[j..], v);
             s.store(&mut g[j..], slope);
         }
+        mask.apply(masked.0, masked.1, p);
         add_weighted(s, tile.row(3 * t), g, of_keys(1), 3 * width);
     }
     for (j, key) in keys.clone().enumerate() {

@@ -50,6 +50,17 @@ impl EmbedOps for Cpu {
             }
         });
     }
+
+    fn gather_rows_bwd(
+        &self,
+        dx_acc: &mut Buffer<f32>,
+        dy: &Buffer<f32>,
+        index: &Buffer<u32>,
+        rows: usize,
+        width: usize,
+    ) {
+        self.add_to_rows(dx_acc, dy, &index[..rows], width);
+    }
 }
 
 impl Cpu {

@@ -131,21 +131,28 @@ impl LatentOps for Cpu {
         &self,
         dposterior_acc: &mut Buffer<f32>,
         dprior_acc: &mut Buffer<f32>,
-        scale: f32,
+        weights: &Buffer<f32>,
         posterior: &Buffer<f32>,
         prior: &Buffer<f32>,
         rows: usize,
         latent: usize,
     ) {
+        let weights = &weights[..latent];
         for row in 0..rows {
             let row = row * 2 * latent..(row + 1) * 2 * latent;
             self.run(KlBwd {
                 dposterior: dposterior_acc[row.clone()].split_at_mut(latent),
                 dprior: dprior_acc[row.clone()].split_at_mut(latent),
-                scale,
+                weights,
                 posterior: posterior[row.clone()].split_at(latent),
                 prior: prior[row].split_at(latent),
             });
+        }
+    }
+
+    fn mask_fwd(&self, y: &mut Buffer<f32>, x: &Buffer<f32>, mask: &Buffer<f32>, len: usize) {
+        for (y, (x, mask)) in y[..len].iter_mut().zip(x.iter().zip(mask.iter())) {
+            *y = x * mask;
         }
     }
 
@@ -347,11 +354,11 @@ impl Kernel for Kl<'_> {
     }
 }
 
-/// `scale` times the gradient of a divergence, added; with `r` as in [`Kl`] and `m = (μ_q − μ_p) / σ²_p`.
+/// The gradient of a divergence, each dimension weighted, added; with `r` as in [`Kl`] and `m = (μ_q − μ_p) / σ²_p`.
 struct KlBwd<'a> {
     dposterior: (&'a mut [f32], &'a mut [f32]),
     dprior: (&'a mut [f32], &'a mut [f32]),
-    scale: f32,
+    weights: &'a [f32],
     posterior: (&'a [f32], &'a [f32]),
     prior: (&'a [f32], &'a [f32]),
 }
@@ -362,18 +369,20 @@ impl Kernel for KlBwd<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let ((mean_q, log_q), (mean_p, log_p)) = (self.posterior, self.prior);
-        let (scale, half) = (s.splat(self.scale), s.splat(0.5 * self.scale));
+        let (half, zero) = (s.splat(0.5), s.splat(0.0));
         for i in (0..mean_q.len()).step_by(S::LANES) {
+            let weight = s.load(&self.weights[i..]);
             let log_p = s.load(&log_p[i..]);
             let ratio = s.sub(s.load(&log_q[i..]), log_p);
             // eʳ − 1, which would cancel where the Gaussians are near each other.
             let excess = s.add(exp_excess(s, ratio), ratio);
             let distance = s.sub(s.load(&mean_q[i..]), s.load(&mean_p[i..]));
             let slope = s.mul(distance, exp(s, s.sub(s.splat(0.0), log_p)));
-            s.add_to(&mut self.dposterior.0[i..], s.mul(scale, slope));
+            let (half, less) = (s.mul(half, weight), s.sub(zero, weight));
+            s.add_to(&mut self.dposterior.0[i..], s.mul(weight, slope));
             s.add_to(&mut self.dposterior.1[i..], s.mul(half, excess));
-            s.add_to(&mut self.dprior.0[i..], s.mul(s.splat(-self.scale), slope));
-            s.add_to(&mut self.dprior.1[i..], s.mul(s.splat(-0.5 * self.scale), s.fma(distance, slope, excess)));
+            s.add_to(&mut self.dprior.0[i..], s.mul(less, slope));
+            s.add_to(&mut self.dprior.1[i..], s.mul(s.sub(zero, half), s.fma(distance, slope, excess)));
         }
     }
 }

@@ -7,6 +7,7 @@ mod latent;
 mod linear;
 mod loss;
 mod norm;
+mod optim;
 mod pool_bwd;
 
 use std::ops::Range;

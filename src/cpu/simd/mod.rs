@@ -65,6 +65,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a / b`.
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `√a`.
+    fn sqrt(self, a: Self::F32) -> Self::F32;
     /// `a · b + c`, rounded once where the instructions can.
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
     /// `a < b ? a : b`.

@@ -108,6 +108,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        avx512!(_mm512_sqrt_ps(a))
+    }
+
+    #[inline(always)]
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         avx512!(_mm512_fmadd_ps(a, b, c))
     }
