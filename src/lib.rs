@@ -30,6 +30,7 @@
 //! | [`generate`], [`latent`] | the decoding loop; latents on the host |
 //! | [`engine`] | everything a device can be asked; the only file that names the backends together |
 //! | [`Della`], [`verify`], [`eval`] | text to text; comparison with recorded outputs; how good a model is |
+//! | [`train`] | runs: settings, corpus, checkpoints, what they tell |
 //!
 //! # Unsafe code
 //!
@@ -58,6 +59,7 @@ pub mod model;
 pub mod reference;
 pub mod rng;
 pub mod text;
+pub mod train;
 pub mod verify;
 
 pub use della::{Della, Options, Padding, Reconstruction, Sentence, SentenceIds, Start, check_vocabulary};

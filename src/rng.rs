@@ -13,10 +13,12 @@ pub enum Stream {
     Latent = 1,
     /// Initial weights.
     Init = 2,
+    /// The order of training rows.
+    Shuffle = 3,
     /// Keys of dropout masks.
-    Dropout = 3,
+    Dropout = 4,
     /// Tokens that the decoder does not see in training.
-    WordDropout = 4,
+    WordDropout = 5,
     /// Which rows stand for all.
     Subset = 16,
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
 /// that computes, and only `engine` names them all.
-const MAY_USE: [(&[&str], &[&str]); 10] = [
+const MAY_USE: [(&[&str], &[&str]); 12] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["backend", "io", "chart"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
@@ -14,6 +14,7 @@ const MAY_USE: [(&[&str], &[&str]); 10] = [
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["generate", "latent"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),
     (&["builtin"], &["error", "io", "text", "model"]),
+    (&["learn"], &["error", "dims", "dtype", "tree", "rng", "backend", "model"]),
     (
         &["engine"],
         &[
@@ -31,11 +32,19 @@ const MAY_USE: [(&[&str], &[&str]); 10] = [
             "generate",
             "latent",
             "builtin",
+            "learn",
         ],
     ),
     (
         &["della", "verify"],
-        &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "builtin", "engine"],
+        &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "builtin", "engine", "learn"],
+    ),
+    (
+        &["train"],
+        &[
+            "error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "engine", "della", "eval",
+            "learn",
+        ],
     ),
     (&["eval"], &["error", "dims", "rng", "model", "generate", "latent", "engine", "chart"]),
 ];

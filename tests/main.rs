@@ -7,6 +7,8 @@ mod util;
 mod cli;
 /// Requests: a row gives the same bits in any company, cached or not.
 mod engine;
+/// Scores of sentences and what they are summed up to.
+mod eval;
 /// Recorded outputs of the published code, reproduced; and a wrong weight, found.
 mod golden;
 /// Who may import whom, and where unsafe code lives.
@@ -19,5 +21,7 @@ mod memory;
 mod ops;
 /// Sampling: recorded cases, and what holds for any logits.
 mod sampling;
+/// Learning rate and β: recorded trajectories.
+mod schedules;
 /// Tokenizer: Hugging Face's ids, decoding, streams, bad files.
 mod text;

@@ -132,7 +132,8 @@ pub struct DrawArgs {
 /// A seed as the command line has it; one drawn at random is printed.
 pub fn parse_seed(text: &str) -> Result<u64, String> {
     if text == "random" {
-        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id());
+        // 63 bits, so that a settings file, whose numbers have a sign, can hold it
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), std::process::id()) >> 1;
         remark!("seed: {seed}");
         return Ok(seed);
     }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use della::io::{Checkpoint, ElementType};
 use della::model::Config;
 use della::model::save;
+use della::text;
 
 use super::args::StoredArg;
 use super::input::progress;
-use super::model_dir::{TOKENIZER_FILES, copy, refuse_existing};
+use super::model_dir::refuse_existing;
 
 /// Write a model as safetensors
 ///
@@ -40,8 +41,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         checkpoint.read_f32(&spec.name)
     })?;
     bar.finish_and_clear();
-    let present = TOKENIZER_FILES.into_iter().filter(|file| dir.join(file).exists());
-    let copied = present.map(|file| copy(&dir.join(file), &args.output.join(file)).map(|()| file));
+    let present = text::FILES.into_iter().filter(|file| dir.join(file).exists());
+    let copied = present.map(|file| text::copy_file(&dir.join(file), &args.output.join(file)).map(|()| file));
     let copied: Vec<&str> = copied.collect::<della::Result<_>>()?;
     remark!("wrote {parameters} parameters in {dtype} to {}", args.output.display());
     if copied.is_empty() {

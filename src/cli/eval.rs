@@ -2,17 +2,19 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use della::eval::{self, Options, Progress, Report};
 use della::model::encode::Row;
-use della::{Della, Error, SentenceIds};
+use della::train::data::{self, Corpus, DataOptions, Format, Long, RowIds};
+use della::{Della, Error};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Usage;
 use super::args::{ModelArgs, parse_seed};
-use super::corpus::{CorpusArgs, Item};
 use super::output::OutputArgs;
 
 /// Measure a model on sentences
@@ -22,11 +24,25 @@ use super::output::OutputArgs;
 /// from the prior. All draws depend on --seed and on a sentence's place among those that are read.
 #[derive(clap::Args)]
 pub struct Args {
-    #[command(flatten)]
-    corpus: CorpusArgs,
-    /// Shorten sentences that the model cannot read whole, instead of refusing them
+    /// Data files: text with a sentence per line; .tsv with `label<TAB>sentence`; .jsonl with `{"text", "entities"}`; each
+    /// also compressed by xz, zstd or gzip
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// What the files' lines hold
+    #[arg(long, value_enum, default_value_t = FormatArg::Auto, help_heading = "Input")]
+    format: FormatArg,
+    /// Only sentences with one of these labels
+    #[arg(long, value_name = "LABEL,…", value_delimiter = ',', help_heading = "Input")]
+    labels: Vec<String>,
+    /// Only sentences of at most so many characters
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    max_chars: Option<usize>,
+    /// Shorten sentences that the model cannot read whole, instead of leaving them out
     #[arg(long, help_heading = "Input")]
     truncate: bool,
+    /// Fail at a line that cannot be used, instead of leaving it out
+    #[arg(long, help_heading = "Input")]
+    strict: bool,
     /// Sentences at most; which ones depends on the seed
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Input")]
     limit: Option<u32>,
@@ -60,10 +76,22 @@ pub struct Args {
     model: ModelArgs,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormatArg {
+    /// By the files' names
+    Auto,
+    /// A sentence
+    Text,
+    /// A label, a tab, a sentence
+    Tsv,
+    /// `{"text": …, "entities": …}`
+    Jsonl,
+}
+
 #[derive(Serialize)]
 struct Object<'a> {
     model: Option<&'a PathBuf>,
-    data: &'a [PathBuf],
+    data: &'a data::Report,
     #[serde(flatten)]
     report: &'a Report,
 }
@@ -77,10 +105,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut output = args.output.open()?;
     let della = args.model.open()?;
-    let items = args.corpus.read()?;
-    let ids = items.iter().enumerate().map(|(index, item)| ids(&della, index, item, args.truncate));
-    let ids: Vec<SentenceIds> = ids.collect::<anyhow::Result<_>>()?;
-    let rows: Vec<Row<'_>> = ids.iter().map(|ids| Row { condition: &ids.condition, sentence: &ids.sentence }).collect();
+    let (rows, read) = args.read(&della)?;
+    remark!("data: {read}");
+    let rows: Vec<Row<'_>> =
+        rows.iter().map(|row| Row { condition: &row.condition, sentence: &row.sentence }).collect();
     let bar = bar();
     let report = eval::evaluate(della.engine(), &rows, &args.options(&della), &mut |progress| {
         show(&bar, progress);
@@ -93,15 +121,41 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         file.write_all(eval::chart(&report)?.as_bytes()).map_err(|e| Error::io(path, e))?;
     }
     match output.json {
-        true => {
-            output.object(&Object { model: args.model.model.as_ref(), data: &args.corpus.files, report: &report })?
-        }
+        true => output.object(&Object { model: args.model.model.as_ref(), data: &read, report: &report })?,
         false => output.line(report.to_string().trim_end())?,
     }
     output.finish()
 }
 
 impl Args {
+    /// The files' sentences, and what became of their lines.
+    fn read(&self, della: &Della) -> anyhow::Result<(Vec<RowIds>, data::Report)> {
+        let options = DataOptions {
+            format: match self.format {
+                FormatArg::Auto => Format::Auto,
+                FormatArg::Text => Format::Text,
+                FormatArg::Tsv => Format::Tsv,
+                FormatArg::Jsonl => Format::Jsonl,
+            },
+            labels: self.labels.clone(),
+            max_chars: self.max_chars,
+            long: if self.truncate { Long::Truncate } else { Long::Skip },
+            strict: self.strict,
+            limit: None,
+        };
+        // the ids are needed once, so the file that they are kept in is no use afterwards
+        let cache = tempfile::tempdir()?;
+        let bar = bar();
+        let corpus = Corpus::open(&self.files, della.tokenizer(), della.config(), &options, cache.path(), &|reading| {
+            bar.set_length(reading.total);
+            bar.set_position(reading.done);
+            ControlFlow::Continue(())
+        });
+        bar.finish_and_clear();
+        let corpus = corpus?;
+        Ok(((0..corpus.len()).map(|row| corpus.row(row)).collect(), corpus.report().clone()))
+    }
+
     fn options(&self, della: &Della) -> Options {
         let base = if self.quick { Options::quick() } else { Options::default() };
         let drawn = match della.config().dims.conditional {
@@ -120,10 +174,6 @@ impl Args {
             ..base
         }
     }
-}
-
-fn ids(della: &Della, index: usize, item: &Item, truncate: bool) -> anyhow::Result<SentenceIds> {
-    della.ids(index, &item.sentence, truncate).map_err(|e| anyhow::anyhow!("{}: {e}", item.place))
 }
 
 /// A bar, if standard error is a terminal.

@@ -7,13 +7,13 @@ use clap::builder::PossibleValuesParser;
 use della::io::{ElementType, read_small};
 use della::model::config::{MAX_BYTES, PRESETS};
 use della::model::{Config, save};
-use della::text::Tokenizer;
+use della::text::{Tokenizer, copy_file};
 use della::{Error, check_vocabulary};
 use serde_json::{Map, Value};
 
 use super::args::{StoredArg, parse_seed};
 use super::input::progress;
-use super::model_dir::{copy, refuse_existing};
+use super::model_dir::refuse_existing;
 
 /// Make a model with random weights, to be trained
 #[derive(clap::Args)]
@@ -54,7 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     bar.finish_and_clear();
     remark!("wrote {parameters} parameters in {dtype} to {}", args.output.display());
     match &args.vocab {
-        Some(vocab) => copy(vocab, &args.output.join("vocab.txt"))?,
+        Some(vocab) => copy_file(vocab, &args.output.join("vocab.txt"))?,
         None => remark!("add a vocab.txt before you give the model text"),
     }
     Ok(())

@@ -174,11 +174,6 @@ impl Lines {
         Ok(Lines { name, reader: Box::new(BufReader::new(file)), index: 0, bar: progress(bytes) })
     }
 
-    /// The lines of what `reader` gives, which messages call `name`.
-    pub fn of(name: String, reader: Box<dyn BufRead>) -> Self {
-        Lines { name, reader, index: 0, bar: ProgressBar::hidden() }
-    }
-
     fn read(&mut self) -> std::io::Result<Option<Vec<u8>>> {
         let mut line = Vec::new();
         if self.reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {

@@ -11,7 +11,6 @@ macro_rules! remark {
 mod args;
 mod completions;
 mod convert;
-mod corpus;
 mod decode;
 mod doctor;
 mod encode;
@@ -26,6 +25,8 @@ mod output;
 mod reconstruct;
 mod sample;
 mod tokenize;
+mod train;
+mod train_flags;
 mod verify;
 
 use std::fmt;
@@ -52,6 +53,7 @@ enum Command {
     Inspect(inspect::Args),
     Convert(convert::Args),
     Init(init::Args),
+    Train(train::Args),
     Verify(verify::Args),
     Eval(eval::Args),
     Doctor(doctor::Args),
@@ -70,6 +72,7 @@ impl Command {
             Command::Inspect(args) => inspect::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Init(args) => init::run(args),
+            Command::Train(args) => train::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Doctor(args) => doctor::run(args),

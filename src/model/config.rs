@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::dropout::Rates;
 use super::params::{Params, Spec};
 use crate::dims::Dims;
 use crate::error::{Error, Result};
@@ -100,6 +101,23 @@ impl Config {
         let mut text = serde_json::to_string_pretty(&self.json).expect("a map of JSON values serialises");
         text.push('\n');
         text
+    }
+
+    /// How often a model with this configuration drops activations when it is trained; GPT-2's rates where a key is
+    /// missing.
+    ///
+    /// # Errors
+    /// A rate that is not in [0, 1).
+    pub fn dropout(&self) -> Result<Rates> {
+        let rate = |key: &str| match self.json.get(key) {
+            None | Some(Value::Null) => Ok(0.1),
+            Some(found) => {
+                found.as_f64().filter(|rate| (0.0..1.0).contains(rate)).map(|rate| rate as f32).ok_or_else(|| {
+                    Error::input(key, format!("{}; a number from 0 and below 1 is needed", shown_json(found)))
+                })
+            }
+        };
+        Ok(Rates { embedding: rate("embd_pdrop")?, attention: rate("attn_pdrop")?, residual: rate("resid_pdrop")? })
     }
 
     /// Names and shapes of all parameters.

@@ -110,6 +110,24 @@ pub struct Losses {
     pub rows: usize,
 }
 
+impl Losses {
+    /// Of both batches together.
+    pub fn and(&self, other: &Losses) -> Losses {
+        let rows = self.rows + other.rows;
+        let (a, b) = (self.rows as f64 / rows as f64, other.rows as f64 / rows as f64);
+        let mean = |x: f64, y: f64| a * x + b * y;
+        Losses {
+            loss: mean(self.loss, other.loss),
+            reconstruction: mean(self.reconstruction, other.reconstruction),
+            divergence: mean(self.divergence, other.divergence),
+            kl: self.kl.iter().zip(&other.kl).map(|(x, y)| mean(*x, *y)).collect(),
+            nll: self.nll + other.nll,
+            predicted: self.predicted + other.predicted,
+            rows,
+        }
+    }
+}
+
 /// Buffers of a pass forth and back.
 pub struct Pass<B: Backend> {
     /// Rows and tokens that fit.

@@ -104,14 +104,6 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// The state after layer `l`, which the last layer has none of, from the one before and `acts.z`.
-    pub(crate) fn step_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
-        let (backend, Some(step)) = (&self.backend, self.params.chain.get(l)) else { return };
-        backend.latent_linear_fwd(&mut acts.state_in, &acts.states[l], &step.hh, rows, false);
-        backend.latent_linear_fwd(&mut acts.state_in, &acts.z[l], &step.ih, rows, true);
-        backend.tanh_fwd(&mut acts.states[l + 1], &acts.state_in, rows * self.config.dims.latent);
-    }
-
     /// The backward pass of [`chain_fwd`](Self::chain_fwd) driven by the posterior: from `d.z`, and from the divergences,
     /// each dimension of each layer with a weight in `divergence`, `L` of `(Z)`.
     pub(super) fn chain_bwd(
@@ -143,6 +135,14 @@ impl<B: Backend> Model<B> {
             self.prior_bwd(d, &mut grads.prior[l], acts, l, rows);
             self.posterior_bwd(d, &mut grads.posterior[l], acts, l, rows);
         }
+    }
+
+    /// The state after layer `l`, which the last layer has none of, from the one before and `acts.z`.
+    pub(crate) fn step_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
+        let (backend, Some(step)) = (&self.backend, self.params.chain.get(l)) else { return };
+        backend.latent_linear_fwd(&mut acts.state_in, &acts.states[l], &step.hh, rows, false);
+        backend.latent_linear_fwd(&mut acts.state_in, &acts.z[l], &step.ih, rows, true);
+        backend.tanh_fwd(&mut acts.states[l + 1], &acts.state_in, rows * self.config.dims.latent);
     }
 
     fn prior_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {

@@ -1,6 +1,8 @@
 //! The tokenizer files of a Hugging Face directory, read into one [`Definition`] whichever of them are there.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -306,4 +308,21 @@ struct Part {
 struct AddedPart {
     id: u32,
     content: String,
+}
+
+/// The files that a tokenizer may come in.
+pub const FILES: [&str; 5] =
+    ["vocab.txt", "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json", "added_tokens.json"];
+
+/// Copies a tokenizer's file to one that is not there yet.
+///
+/// # Errors
+/// It cannot be read; there is a file already.
+pub fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let content = read_file(from)?;
+    let mut target = File::create_new(to).map_err(|e| match e.kind() {
+        std::io::ErrorKind::AlreadyExists => Error::Exists(to.to_path_buf()),
+        _ => Error::io(to, e),
+    })?;
+    target.write_all(&content).and_then(|()| target.sync_all()).map_err(|e| Error::io(to, e))
 }

@@ -8,5 +8,5 @@ mod tokenizer;
 
 pub use decode::{DecodeOptions, StreamDecoder, Unknown};
 pub use entities::{Entity, condition_ids, contains_all, training_condition_ids};
-pub use files::{Source, read_file};
+pub use files::{FILES, Source, copy_file, read_file};
 pub use tokenizer::{Encoding, Specials, Tokenizer};

@@ -18,6 +18,7 @@ use tokenizers::{
     AddedToken, DecoderWrapper, NormalizedString, Normalizer, OffsetReferential, OffsetType, PostProcessorWrapper,
     PreTokenizedString, PreTokenizer, TokenizerImpl,
 };
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::files::{Definition, Source, read_file};
 use crate::error::{Error, Result};
@@ -80,6 +81,7 @@ pub struct Tokenizer {
     specials: Specials,
     /// How many tokens the vocabulary file has; the rest were added here.
     in_file: usize,
+    fingerprint: u128,
 }
 
 impl Tokenizer {
@@ -165,7 +167,13 @@ impl Tokenizer {
         let whole = special.iter().chain(&added).map(|&id| AddedToken::from(tokens[id as usize].clone(), true));
         inner.add_special_tokens(whole).map_err(library)?;
 
-        Ok(Tokenizer { path, inner, tokens, special, specials, in_file })
+        let settings = format!("{chinese_chars} {strip_accents:?} {lowercase} {specials:?} {special:?} {added:?}");
+        let mut fingerprint = Xxh3Default::new();
+        for text in tokens.iter().chain([&settings]) {
+            fingerprint.update(&(text.len() as u64).to_le_bytes());
+            fingerprint.update(text.as_bytes());
+        }
+        Ok(Tokenizer { path, inner, tokens, special, specials, in_file, fingerprint: fingerprint.digest128() })
     }
 
     /// The tokens of `text`; special tokens in it are recognised, none is added.
@@ -173,10 +181,23 @@ impl Tokenizer {
     /// # Errors
     /// None is known for a valid string; the library's own are passed on.
     pub fn encode(&self, text: &str) -> Result<Encoding> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::input("text", e))?;
-        let ids = encoding.get_ids().to_vec();
+        let ids = self.encode_ids(text)?;
         let tokens = ids.iter().map(|&id| self.tokens[id as usize].clone()).collect();
         Ok(Encoding { tokens, ids })
+    }
+
+    /// As [`encode`](Self::encode), without the tokens' names.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_ids(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| Error::input("text", e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// A hash of everything that ids depend on: the tokens, which of them are special, how text is normalised.
+    pub fn fingerprint(&self) -> u128 {
+        self.fingerprint
     }
 
     /// The name of token `id`.

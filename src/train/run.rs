@@ -1,0 +1,468 @@
+//! A run: batches to gradients to updates, measured, saved, and continued bit for bit.
+//!
+//! What a step does depends on the weights, the optimiser's averages, the settings, the corpus and the counters of
+//! [`State`] alone. A checkpoint holds them all, so a resumed run takes the steps that the interrupted one would have
+//! taken. On the CPU no sum depends on the number of threads, so that this holds for any number of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::checkpoint::{Best, Checkpoints, State, read_state};
+use super::data::{BatchOptions, Batches, Corpus, DataOptions, Progress, RowIds};
+use super::draw;
+use super::lock::RunLock;
+use super::schedule;
+use super::settings::Settings;
+use super::start::Start;
+use crate::engine::{self, DeviceOptions, Learner};
+use crate::error::{Error, Result};
+use crate::eval;
+use crate::learn::Update;
+use crate::model::dropout::Rates;
+use crate::model::encode::Row;
+use crate::model::gradient::{Batch, Losses, Objective};
+use crate::model::params::Spec;
+
+/// The settings of a run, in its directory.
+const SETTINGS: &str = "settings.toml";
+
+/// What is told while a run goes on.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A sentence for whoever watches.
+    Note(String),
+    /// A corpus is being read.
+    Reading(Progress<'a>),
+    /// Steps were taken.
+    Step(&'a Step),
+    /// The model was measured on the validation data.
+    Measured {
+        /// After so many steps.
+        step: u64,
+        /// What was found.
+        report: &'a eval::Report,
+        /// Whether it is the best so far.
+        best: bool,
+    },
+    /// A checkpoint was written.
+    Saved(&'a Path),
+}
+
+/// One update, or the mean of several.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Updates so far.
+    pub step: u64,
+    /// Updates of the whole run.
+    pub steps: u64,
+    /// Epochs so far.
+    pub epoch: f64,
+    /// Rows so far.
+    pub rows: u64,
+    /// Tokens so far.
+    pub tokens: u64,
+    /// Time spent on steps so far, in seconds.
+    pub seconds: f64,
+    /// Learning rate of the update.
+    pub lr: f64,
+    /// Weight of the divergence.
+    pub beta: f64,
+    /// What was lost; its `rows` and `predicted` are those of one update.
+    pub losses: Losses,
+    /// The gradient's norm, before it was shortened.
+    pub gradient_norm: f64,
+    /// `(R, L, Z)`: posterior means of the last batch, which had `R` rows.
+    pub means: Vec<f32>,
+}
+
+/// Why a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// All steps were taken.
+    Finished,
+    /// It was asked to stop.
+    Interrupted,
+    /// The time that the settings give was used up.
+    TimeLimit,
+}
+
+/// A run that is ready for its next step.
+pub struct Run {
+    dir: PathBuf,
+    settings: Settings,
+    start: Start,
+    corpus: Arc<Corpus>,
+    valid: Vec<RowIds>,
+    learner: Box<dyn Learner>,
+    checkpoints: Checkpoints,
+    state: State,
+    steps: u64,
+    per_epoch: u64,
+    decay: Vec<f64>,
+    rates: Rates,
+    _lock: RunLock,
+}
+
+impl Run {
+    /// A new run in `dir`, which holds none yet.
+    ///
+    /// # Errors
+    /// There is a run in the directory, or another process works in it; settings, data or the starting point are of no
+    /// use.
+    pub fn new(
+        dir: &Path,
+        settings: Settings,
+        device: &DeviceOptions,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let lock = RunLock::acquire(dir)?;
+        let checkpoints = Checkpoints::open(dir)?;
+        if dir.join(SETTINGS).exists() && !checkpoints.steps()?.is_empty() {
+            let message = "holds a run already: continue it with --resume, or name another directory";
+            return Err(Error::format(dir, message));
+        }
+        let start = Start::new(&settings.model, settings.run.seed)?;
+        let run = Self::prepare(dir, settings, device, start, (lock, checkpoints), None, watch)?;
+        run.start.notes.iter().for_each(|note| watch(Event::Note(note.clone())));
+        run.write_settings()?;
+        Ok(run)
+    }
+
+    /// The run in `dir` as its latest checkpoint left it; `settings` are those of the run, with changes.
+    ///
+    /// # Errors
+    /// There is no run in the directory, or it was made with another corpus or another model; and as [`new`](Self::new).
+    pub fn resume(
+        dir: &Path,
+        settings: Settings,
+        device: &DeviceOptions,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        settings_of(dir)?;
+        let lock = RunLock::acquire(dir)?;
+        let checkpoints = Checkpoints::open(dir)?;
+        let Some(&step) = checkpoints.steps()?.last() else {
+            // killed before its first checkpoint: nothing was lost that a new start does not make again
+            let start = Start::new(&settings.model, settings.run.seed)?;
+            watch(Event::Note("there is no checkpoint yet: the run starts from its beginning".into()));
+            let run = Self::prepare(dir, settings, device, start, (lock, checkpoints), None, watch)?;
+            run.write_settings()?;
+            return Ok(run);
+        };
+        let path = checkpoints.path(step);
+        let state = read_state(&path)?;
+        let start = Start::resumed(&path, &settings.model)?;
+        let run = Self::prepare(dir, settings, device, start, (lock, checkpoints), Some(state), watch)?;
+        watch(Event::Note(format!("continues at step {step} of {}", run.steps)));
+        run.write_settings()?;
+        Ok(run)
+    }
+
+    fn prepare(
+        dir: &Path,
+        settings: Settings,
+        device: &DeviceOptions,
+        start: Start,
+        (lock, checkpoints): (RunLock, Checkpoints),
+        state: Option<State>,
+        watch: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let (corpus, valid) = read_data(dir, &settings, &start, watch)?;
+        let state = match state {
+            Some(state) if state.corpus != format!("{:032x}", corpus.key()) => {
+                let message = "the run was made with other data: its files, labels, limits or vocabulary have changed";
+                return Err(Error::format(dir, message));
+            }
+            Some(state) => state,
+            None => State::new(corpus.key()),
+        };
+        let per_epoch = Batches::new(&corpus, batch_options(&settings), Default::default())?
+            .epoch_len(0)
+            .div_ceil(settings.batch.accumulate as u64);
+        let steps = settings.run.total_steps(per_epoch);
+        let mut learner = engine::learner(start.config.clone(), device, &|spec| start.read(spec))?;
+        if state.step > 0 {
+            checkpoints.load(state.step, &mut *learner)?;
+        }
+        let specs = start.config.specs();
+        let decays = |spec: &&Spec| settings.optim.decay.applies(&spec.name, &spec.shape);
+        let decay =
+            specs.list().iter().map(|spec| if decays(spec) { settings.optim.weight_decay } else { 0.0 }).collect();
+        let rates = start.config.dropout()?;
+        let dir = dir.to_path_buf();
+        Ok(Run {
+            dir,
+            settings,
+            start,
+            corpus: Arc::new(corpus),
+            valid,
+            learner,
+            checkpoints,
+            state,
+            steps,
+            per_epoch,
+            decay,
+            rates,
+            _lock: lock,
+        })
+    }
+
+    /// The corpus that is learnt from.
+    pub fn corpus(&self) -> &Corpus {
+        &self.corpus
+    }
+
+    /// Steps of the whole run.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Where the run is.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Its settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Takes all steps that are left, or those until `stop` is set; a step that has begun is finished, and everything is
+    /// saved.
+    ///
+    /// # Errors
+    /// A loss or a gradient that is not finite: nothing is updated or saved any more. A checkpoint that cannot be written.
+    pub fn train(&mut self, stop: &AtomicBool, watch: &mut dyn FnMut(Event<'_>)) -> Result<End> {
+        let began = Instant::now();
+        let limit = self.settings.run.time_limit.map(|minutes| minutes * 60.0);
+        let mut meter = Meter::default();
+        let corpus = Arc::clone(&self.corpus);
+        let mut batches = Batches::new(&corpus, batch_options(&self.settings), self.state.position)?;
+        while self.state.step < self.steps {
+            let step = self.step(&mut batches)?;
+            meter.add(step);
+            let (done, run) = (self.state.step, &self.settings.run);
+            let end = match limit {
+                _ if stop.load(Ordering::Relaxed) => Some(End::Interrupted),
+                _ if done == self.steps => Some(End::Finished),
+                Some(limit) if began.elapsed().as_secs_f64() > limit => Some(End::TimeLimit),
+                _ => None,
+            };
+            let due = |every: u64| every > 0 && done.is_multiple_of(every);
+            let (log, save, measure) = (due(run.log_every), due(run.save_every), due(run.eval_every));
+            if (log || end.is_some())
+                && let Some(step) = meter.take()
+            {
+                watch(Event::Step(&step));
+            }
+            let measure = (measure || end == Some(End::Finished)) && !self.valid.is_empty();
+            let best = measure && self.measure(watch)?;
+            if save || end.is_some() || (best && self.settings.run.keep_best) {
+                self.save(watch)?;
+            }
+            if let Some(end) = end {
+                return Ok(end);
+            }
+        }
+        Ok(End::Finished)
+    }
+
+    /// One update.
+    fn step(&mut self, batches: &mut Batches<'_>) -> Result<Step> {
+        let (clock, number) = (Instant::now(), self.state.step);
+        let lr = schedule::learning_rate(&self.settings.optim, number, self.steps);
+        let beta = schedule::beta(&self.settings.objective, number, self.steps);
+        let objective = Objective { beta, ..self.settings.objective.objective() };
+        let parts: Vec<_> = (0..self.settings.batch.accumulate).map(|_| batches.next()).collect();
+        let rows: usize = parts.iter().map(|part| part.rows.len()).sum();
+        let mut losses: Option<Losses> = None;
+        let mut state = self.state.clone();
+        let mut means = Vec::new();
+        for part in &parts {
+            let ids: Vec<RowIds> = part.rows.iter().map(|&row| self.corpus.row(row)).collect();
+            let share = ids.len() as f64 / rows as f64;
+            let lost = self.accumulate(&ids, &objective, &state, share)?;
+            if !lost.loss.is_finite() {
+                let at = format!("rows {}", shown(&part.rows));
+                return Err(self.diverged(&format!("the loss is {} for {at}", lost.loss), &state));
+            }
+            state.passes += 1;
+            state.rows += ids.len() as u64;
+            state.tokens += part.tokens;
+            state.position = part.position_after;
+            losses = Some(match losses {
+                Some(all) => all.and(&lost),
+                None => lost,
+            });
+            means = self.learner.posterior_means(ids.len());
+        }
+        let losses = losses.expect("a step has a batch");
+        let gradient_norm = self.learner.gradient_norm();
+        if !gradient_norm.is_finite() {
+            return Err(self.diverged(&format!("the norm of the gradient is {gradient_norm}"), &state));
+        }
+        let optim = &self.settings.optim;
+        let betas = (optim.betas[0], optim.betas[1]);
+        let update = Update { lr, betas, epsilon: optim.epsilon, decay: &self.decay, clip: optim.clip };
+        self.learner.update(&update, gradient_norm);
+        state.step += 1;
+        state.seconds += clock.elapsed().as_secs_f64();
+        self.state = state;
+        let State { step, rows, tokens, seconds, position, .. } = self.state;
+        let within = (position.batch as f64 / self.settings.batch.accumulate as f64) / self.per_epoch as f64;
+        let (epoch, steps) = (position.epoch as f64 + within, self.steps);
+        Ok(Step { step, steps, epoch, rows, tokens, seconds, lr, beta, losses, gradient_norm, means })
+    }
+
+    fn accumulate(&mut self, ids: &[RowIds], objective: &Objective, state: &State, share: f64) -> Result<Losses> {
+        let (dims, seed, first) = (&self.start.config.dims, self.settings.run.seed, state.rows);
+        let rows: Vec<Row<'_>> =
+            ids.iter().map(|row| Row { condition: &row.condition, sentence: &row.sentence }).collect();
+        let Settings { objective: settings, .. } = &self.settings;
+        let unk = self.start.tokenizer.specials().unk;
+        let words =
+            (settings.word_dropout > 0.0).then(|| draw::dropped_words(settings.word_dropout, seed, first, ids, unk));
+        let mask = (settings.latent_dropout > 0.0)
+            .then(|| draw::latent_mask(settings.latent_dropout, seed, first, ids.len(), dims));
+        let batch = Batch {
+            rows: &rows,
+            decoder_ids: words.as_deref(),
+            eps: &draw::noise(seed, first, ids.len(), dims),
+            latent_mask: mask.as_deref(),
+            rates: self.rates,
+            draw: (seed, state.passes),
+            share,
+        };
+        self.learner.accumulate(&batch, objective)
+    }
+
+    /// Measures the model on the validation data; whether it is the best so far.
+    fn measure(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
+        let rows: Vec<Row<'_>> =
+            self.valid.iter().map(|row| Row { condition: &row.condition, sentence: &row.sentence }).collect();
+        let options = eval::Options { seed: self.settings.run.seed, ..eval::Options::quick() };
+        let report = eval::evaluate(self.learner.engine(), &rows, &options, &mut |_| Ok(()))?;
+        let (step, loss) = (self.state.step, -report.likelihood.elbo.mean);
+        let best = self.state.best.is_none_or(|best| loss < best.loss);
+        if best {
+            self.state.best = Some(Best { step, loss });
+        }
+        watch(Event::Measured { step, report: &report, best });
+        Ok(best)
+    }
+
+    /// Writes a checkpoint of this step, and removes those that are kept no longer.
+    fn save(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let path = self.checkpoints.save(&mut *self.learner, &self.state, &self.start.files)?;
+        let run = &self.settings.run;
+        let best = self.state.best.map(|best| best.step).filter(|_| run.keep_best);
+        if best == Some(self.state.step) {
+            self.checkpoints.mark_best(self.state.step)?;
+        }
+        self.checkpoints.prune(run.keep_last, best)?;
+        watch(Event::Saved(&path));
+        Ok(())
+    }
+
+    fn diverged(&mut self, what: &str, state: &State) -> Error {
+        self.learner.forget();
+        let kept = match self.checkpoints.steps().ok().and_then(|steps| steps.last().copied()) {
+            Some(step) => format!("the checkpoint of step {step} is kept"),
+            None => "no checkpoint was written yet".into(),
+        };
+        let (epoch, batch) = (state.position.epoch, state.position.batch);
+        Error::Unsupported(format!(
+            "training diverged at step {}, batch {batch} of epoch {epoch}: {what}. {kept}: continue it with a lower \
+             learning rate (--lr), a shorter gradient (--clip) or more --warmup",
+            self.state.step + 1
+        ))
+    }
+
+    fn write_settings(&self) -> Result<()> {
+        let (path, fresh) = (self.dir.join(SETTINGS), self.dir.join(format!(".{SETTINGS}")));
+        let text = self.settings.to_toml()?;
+        fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &path)).map_err(|e| Error::io(&path, e))
+    }
+}
+
+/// The settings that the run in `dir` was made with.
+///
+/// # Errors
+/// There is no run.
+pub fn settings_of(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(SETTINGS);
+    match path.is_file() {
+        true => Ok(path),
+        false => Err(Error::format(dir, "holds no run: there is no settings.toml in it; a run is begun with --output")),
+    }
+}
+
+fn batch_options(settings: &Settings) -> BatchOptions {
+    let batch = &settings.batch;
+    BatchOptions { tokens: batch.tokens, rows: batch.rows, bucket: batch.bucket, seed: settings.run.seed }
+}
+
+/// The corpus, and the rows to measure on.
+fn read_data(
+    dir: &Path,
+    settings: &Settings,
+    start: &Start,
+    watch: &mut dyn FnMut(Event<'_>),
+) -> Result<(Corpus, Vec<RowIds>)> {
+    let data = &settings.data;
+    let cache = data.cache.clone().unwrap_or_else(|| dir.join("cache"));
+    let watch = std::cell::RefCell::new(watch);
+    let open = |files: &[PathBuf], options: &DataOptions| {
+        let progress = |progress: Progress<'_>| {
+            (watch.borrow_mut())(Event::Reading(progress));
+            std::ops::ControlFlow::Continue(())
+        };
+        Corpus::open(files, &start.tokenizer, &start.config, options, &cache, &progress)
+    };
+    let options = data.options();
+    let corpus = open(&data.train, &options)?;
+    (watch.borrow_mut())(Event::Note(format!("training data: {}", corpus.report())));
+    let mut valid = Vec::new();
+    if !data.valid.is_empty() {
+        let held = open(&data.valid, &DataOptions { limit: data.valid_limit, ..options })?;
+        (watch.borrow_mut())(Event::Note(format!("validation data: {}", held.report())));
+        valid = (0..held.len()).map(|row| held.row(row)).collect();
+    }
+    Ok((corpus, valid))
+}
+
+/// The first few of many numbers.
+fn shown(rows: &[u64]) -> String {
+    let first: Vec<String> = rows.iter().take(8).map(u64::to_string).collect();
+    format!("{}{}", first.join(", "), if rows.len() > 8 { ", …" } else { "" })
+}
+
+/// The mean of some steps.
+#[derive(Default)]
+struct Meter {
+    last: Option<Step>,
+    count: u64,
+}
+
+impl Meter {
+    fn add(&mut self, step: Step) {
+        self.count += 1;
+        let losses = match &self.last {
+            Some(last) => last.losses.and(&step.losses),
+            None => step.losses.clone(),
+        };
+        self.last = Some(Step { losses, ..step });
+    }
+
+    fn take(&mut self) -> Option<Step> {
+        let count = std::mem::take(&mut self.count);
+        let mut step = self.last.take()?;
+        step.losses.rows /= count as usize;
+        step.losses.predicted /= count as usize;
+        Some(step)
+    }
+}
