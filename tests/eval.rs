@@ -5,7 +5,9 @@ use std::path::Path;
 use della::backend::Backend;
 use della::cpu::{Cpu, Options as CpuOptions};
 use della::engine::Engine;
+use della::eval::text::{corpus_bleu, distinct, self_bleu};
 use della::eval::{Options, Progress, Report, Stage, evaluate};
+use della::generate::session::{Choice, Request, unwatched};
 use della::generate::{Sampling, greedy};
 use della::latent::{Noise, row_number};
 use della::model::Model;
@@ -210,6 +212,7 @@ fn measures_depend_neither_on_threads_nor_on_batches() {
     assert_eq!(active(&single), active(&several));
     let [a, b] = [&one, &three].map(|engine| measure(engine, &rows, &options()).unwrap());
     assert_eq!(a, b);
+    assert_eq!(a.tokens, rows.rows().iter().map(|row| row.sentence.len() - 1).sum::<usize>());
     let other = measure(&one, &rows, &Options { seed: 1, ..options() }).unwrap();
     assert_eq!(a.means, other.means);
     assert!(a.likelihood != other.likelihood && a.prior_samples != other.prior_samples);
@@ -247,6 +250,7 @@ fn bounds_are_what_they_are_defined_to_be() {
         ("elbo", bounds.elbo.mean, -(rec + kl) / 3.0),
         ("sampled elbo", bounds.sampled_elbo.mean, log_weights / 3.0),
         ("perplexity", bounds.perplexity.ln() * report.tokens as f64, -log_weights),
+        ("elbo a token", bounds.negative_elbo_per_token * report.tokens as f64, rec + kl),
         ("bound of it", bounds.perplexity_bound.ln() * report.tokens as f64, rec + kl),
     ] {
         assert!((found - wanted).abs() < 1e-5 * wanted.abs(), "{name}: {found} {wanted}");
@@ -254,6 +258,61 @@ fn bounds_are_what_they_are_defined_to_be() {
     assert_eq!(bounds.nll.mean, -bounds.sampled_elbo.mean, "one sample");
     let more = measure(&model, &rows, &Options { samples: 50, ..one }).unwrap().likelihood;
     assert!(more.nll.mean < -more.sampled_elbo.mean - 1e-6 && more.nll.mean < -more.elbo.mean, "{more:?}");
+}
+
+/// Continues `prefix` by itself.
+fn continued(engine: &dyn Engine, z: &Array3<f32>, prefix: &[u32], choice: Choice, number: u64) -> Vec<u32> {
+    let z = z.index_axis(Axis(0), 0);
+    let request = Request { z, prefix, number, choice, max_length: options().max_length };
+    engine.generate(&[request], 1, &mut unwatched).unwrap().remove(0).unwrap()
+}
+
+fn without(eos: u32, ids: &[u32]) -> &[u32] {
+    ids.strip_suffix(&[eos]).unwrap_or(ids)
+}
+
+/// Each text from its own start, one by one: more of them than are decoded together.
+#[test]
+fn texts_are_those_that_the_engine_writes() {
+    for fixture in ["vae", "cvae"] {
+        let model = model(fixture, cpu(2));
+        let (dims, bos, eos) = (&model.config.dims, model.config.bos, model.config.eos);
+        let back = |row: &Row<'_>| {
+            let means = model.encode(&[*row], 1, None, 0.0).unwrap().z;
+            continued(&model, &means, &[row.condition, &[bos]].concat(), Choice::Greedy, 0)
+        };
+        // what the model writes comes back in part, where random ids never do
+        let rows = Rows::new(&model, 300);
+        let written = |row: Row<'_>| (row.condition.to_vec(), [&[bos], without(eos, &back(&row)), &[eos]].concat());
+        let rows = Rows(rows.rows().into_iter().map(written).collect());
+        let options = Options { samples: 1, information: 0, prior_samples: 320, ..options() };
+        let report = measure(&model, &rows, &options).unwrap();
+
+        let texts: Vec<Vec<u32>> = rows.rows().iter().map(back).collect();
+        let wanted: Vec<&[u32]> = rows.0.iter().map(|(_, sentence)| without(eos, &sentence[1..])).collect();
+        let bleu = corpus_bleu(texts.iter().zip(&wanted).map(|(text, wanted)| (without(eos, text), *wanted)));
+        assert!(bleu > 0.01, "{fixture}: nothing was tested");
+        assert_eq!(report.reconstructions.unwrap().bleu_4, bleu, "{fixture}");
+
+        let choice = Choice::Sample { sampling: options.sampling, seed: 0 };
+        let sample = |i: usize| {
+            let (row, sample) = if dims.conditional { (i % 300, i / 300) } else { (0, i) };
+            let number = row_number(row, sample);
+            let eps = Noise::Sample { seed: 0, scale: 1.0 }.draw(&[number], dims.layers, dims.latent).unwrap();
+            let condition = &rows.0[row].0[..];
+            let z = match dims.conditional {
+                true => model.encode(&[Row { condition, sentence: &[] }], 1, Some(eps.view()), 1.0).unwrap().z,
+                false => model.prior(1, Some(eps.view()), 1.0).unwrap().z,
+            };
+            continued(&model, &z, &[condition, &[bos]].concat(), choice, number)
+        };
+        let samples: Vec<Vec<u32>> = (0..320).map(sample).collect();
+        let samples: Vec<&[u32]> = samples.iter().map(|ids| without(eos, ids)).collect();
+        let found = report.prior_samples.unwrap();
+        assert_eq!((found.distinct_1, found.distinct_2), (distinct(&samples, 1), distinct(&samples, 2)), "{fixture}");
+        assert_eq!((found.samples, found.self_bleu_4), (320, self_bleu(&samples)), "{fixture}");
+        assert_eq!(found.tokens * 320.0, samples.iter().map(|text| text.len()).sum::<usize>() as f64, "{fixture}");
+    }
 }
 
 /// A part of the rows, each with the draws that it has among all.
