@@ -46,6 +46,14 @@ pub enum Error {
     /// The output is already there; nothing was overwritten.
     #[error("{} exists already; name another path or remove it first", .0.display())]
     Exists(PathBuf),
+    /// Another process works on it.
+    #[error("{} is in use by {holder}; wait until it has ended, or name another directory", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// The process, as far as it is known.
+        holder: String,
+    },
     /// The request is valid, but this build, device or model cannot serve it.
     #[error("{0}")]
     Unsupported(String),

@@ -6,15 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
 /// that computes, and only `engine` names them all.
-const MAY_USE: [(&[&str], &[&str]); 12] = [
+const MAY_USE: [(&[&str], &[&str]); 11] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["backend", "io", "chart"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
     (&["reference", "cpu"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
-    (&["generate", "latent"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),
+    (&["generate", "latent", "learn"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),
     (&["builtin"], &["error", "io", "text", "model"]),
-    (&["learn"], &["error", "dims", "dtype", "tree", "rng", "backend", "model"]),
     (
         &["engine"],
         &[
@@ -31,13 +30,13 @@ const MAY_USE: [(&[&str], &[&str]); 12] = [
             "cpu",
             "generate",
             "latent",
-            "builtin",
             "learn",
+            "builtin",
         ],
     ),
     (
         &["della", "verify"],
-        &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "builtin", "engine", "learn"],
+        &["error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "learn", "builtin", "engine"],
     ),
     (
         &["train"],

@@ -11,6 +11,8 @@ mod engine;
 mod eval;
 /// Recorded outputs of the published code, reproduced; and a wrong weight, found.
 mod golden;
+/// The gradient of the whole model, against differences of its loss.
+mod gradients;
 /// Who may import whom, and where unsafe code lives.
 mod layering;
 /// Weights from files, whole and damaged.

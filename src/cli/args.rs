@@ -78,18 +78,23 @@ impl DeviceArgs {
         if self.threads == Some(0) {
             return Err(Usage("--threads: 0 threads compute nothing; give at least 1".into()).into());
         }
-        let device = match self.device {
-            DeviceArg::Auto => Device::Auto,
-            DeviceArg::Reference => Device::Reference,
-            DeviceArg::Cpu => Device::Cpu,
-        };
-        let dtype = match self.dtype {
-            DtypeArg::Auto => None,
-            DtypeArg::F32 => Some(Dtype::F32),
-            DtypeArg::F64 => Some(Dtype::F64),
-        };
-        Ok(DeviceOptions { device, dtype, threads: self.threads })
+        Ok(device_options(self.device, self.dtype, self.threads))
     }
+}
+
+/// The library's form of device, precision and threads.
+pub fn device_options(device: DeviceArg, dtype: DtypeArg, threads: Option<usize>) -> DeviceOptions {
+    let device = match device {
+        DeviceArg::Auto => Device::Auto,
+        DeviceArg::Reference => Device::Reference,
+        DeviceArg::Cpu => Device::Cpu,
+    };
+    let dtype = match dtype {
+        DtypeArg::Auto => None,
+        DtypeArg::F32 => Some(Dtype::F32),
+        DtypeArg::F64 => Some(Dtype::F64),
+    };
+    DeviceOptions { device, dtype, threads }
 }
 
 impl ModelArgs {

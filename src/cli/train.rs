@@ -1,18 +1,15 @@
 //! `della train`: pre-training, fine-tuning, and continuing either.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::args::{DeviceArg, DtypeArg, device_options};
+use super::train_flags::TrainFlags;
 use anyhow::Context;
+use della::train::log::Progress;
 use della::train::run::{End, Event, Run, settings_of};
 use della::train::settings::Settings;
-use serde_json::json;
-
-use super::args::DeviceArgs;
-use super::train_flags::TrainFlags;
 
 /// Train a model
 ///
@@ -29,8 +26,12 @@ pub struct Args {
     /// Settings, as a TOML file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    #[command(flatten)]
-    device: DeviceArgs,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto, env = "DELLA_DEVICE")]
+    device: DeviceArg,
+    /// Precision of weights and activations
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, env = "DELLA_DTYPE")]
+    dtype: DtypeArg,
     #[command(flatten)]
     flags: TrainFlags,
 }
@@ -42,8 +43,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => args.config.clone(),
     };
     let settings = Settings::resolve(file.as_deref(), &overrides)?;
-    let mut device = args.device.options()?;
-    device.threads = settings.run.threads.or(device.threads);
+    let device = device_options(args.device, args.dtype, settings.run.threads);
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {
@@ -56,46 +56,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut watch = |event: Event<'_>| match event {
         Event::Note(note) => remark!("{note}"),
         Event::Reading(_) => {}
-        Event::Step(step) => {
-            let line = json!({
-                "step": step.step, "epoch": step.epoch, "tokens": step.tokens, "seconds": step.seconds, "lr": step.lr,
-                "beta": step.beta, "loss": step.losses.loss, "rec": step.losses.reconstruction,
-                "kl": step.losses.kl.iter().sum::<f64>(), "kl_layers": step.losses.kl, "nll": step.losses.nll,
-                "grad_norm": step.gradient_norm, "tokens_per_s": step.tokens as f64 / step.seconds,
-            });
-            if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(dir.join("log.jsonl")) {
-                let _ = writeln!(file, "{line}");
-            }
-            remark!("{line}");
-        }
-        Event::Measured { step, report, best } => {
-            remark!(
-                "step {step}: -elbo {:.2} rec {:.2} kl {:.2} | means: acc {:.4} ce {:.3} kl {:.2} {}",
-                -report.likelihood.elbo.mean,
-                report.likelihood.reconstruction.mean,
-                report.likelihood.kl.mean,
-                report.means.token_accuracy,
-                report.means.cross_entropy,
-                report.means.kl,
-                if best { "best" } else { "" }
-            );
-        }
-        Event::Saved(path) => remark!("saved {}", path.display()),
     };
     let mut run = match &args.resume {
         Some(dir) => Run::resume(dir, settings, &device, &mut watch)?,
         None => Run::new(&dir, settings, &device, &mut watch)?,
     };
-    let end = run.train(&stop, &mut watch)?;
-    match end {
+    let mut logger = run.logger(Progress::stderr)?;
+    let end = run.train(&stop, &mut logger);
+    logger.finish();
+    match end? {
         End::Finished => remark!("finished: {}", dir.join("latest").display()),
         End::Interrupted | End::TimeLimit => {
-            remark!(
-                "stopped at step {} of {}; `della train --resume {}` continues",
-                run.state().step,
-                run.steps(),
-                dir.display()
-            );
+            let (step, steps) = (run.state().step, run.steps());
+            remark!("stopped at step {step} of {steps}; continue with: della train --resume {}", dir.display());
         }
     }
     Ok(())

@@ -29,7 +29,7 @@ pub trait Learner: Send {
     /// As there.
     fn accumulate(&mut self, batch: &Batch<'_>, objective: &Objective) -> Result<Losses>;
     /// See [`learn::Learner::posterior_means`].
-    fn posterior_means(&self, rows: usize) -> Vec<f32>;
+    fn posterior_means(&self, rows: usize) -> Vec<Vec<f32>>;
     /// See [`learn::Learner::gradient_norm`].
     fn gradient_norm(&self) -> f64;
     /// See [`learn::Learner::update`].
@@ -57,7 +57,7 @@ impl<B: Backend> Learner for learn::Learner<B> {
     fn accumulate(&mut self, batch: &Batch<'_>, objective: &Objective) -> Result<Losses> {
         self.accumulate(batch, objective)
     }
-    fn posterior_means(&self, rows: usize) -> Vec<f32> {
+    fn posterior_means(&self, rows: usize) -> Vec<Vec<f32>> {
         self.posterior_means(rows)
     }
     fn gradient_norm(&self) -> f64 {

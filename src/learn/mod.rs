@@ -111,8 +111,8 @@ impl<B: Backend> Learner<B> {
         self.model.losses_and_gradient(&mut self.pass, &mut self.grads, batch, objective)
     }
 
-    /// `(R, L, Z)`: the posterior means of the last batch, which had `rows` rows.
-    pub fn posterior_means(&self, rows: usize) -> Vec<f32> {
+    /// `L` of `(R, Z)`: the posterior means of the last batch, which had `rows` rows.
+    pub fn posterior_means(&self, rows: usize) -> Vec<Vec<f32>> {
         self.pass.posterior_means(&self.model.backend, &self.model.config.dims, rows)
     }
 

@@ -180,18 +180,15 @@ impl<B: Backend> Pass<B> {
         Ok(())
     }
 
-    /// `(R, L, Z)`: posterior means of the last batch.
-    pub fn posterior_means(&self, backend: &B, dims: &Dims, rows: usize) -> Vec<f32> {
-        let (layers, latent) = (dims.layers, dims.latent);
-        let mut means = vec![0.0; rows * layers * latent];
+    /// `L` of `(R, Z)`: posterior means of the last batch.
+    pub fn posterior_means(&self, backend: &B, dims: &Dims, rows: usize) -> Vec<Vec<f32>> {
+        let latent = dims.latent;
         let mut gaussian = vec![0.0f32; rows * 2 * latent];
-        for (l, posterior) in self.chain.posterior.iter().enumerate() {
+        let mut means = |posterior: &B::Real| {
             backend.read_real(&mut gaussian, posterior);
-            for (row, gaussian) in gaussian.chunks_exact(2 * latent).enumerate() {
-                means[(row * layers + l) * latent..][..latent].copy_from_slice(&gaussian[..latent]);
-            }
-        }
-        means
+            gaussian.chunks_exact(2 * latent).flat_map(|gaussian| gaussian[..latent].to_vec()).collect()
+        };
+        self.chain.posterior.iter().map(&mut means).collect()
     }
 }
 

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::data::Position;
+use super::log::ActiveUnits;
+use crate::dims::Dims;
 use crate::engine::Learner;
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Checkpoint;
@@ -31,7 +33,7 @@ const PARTIAL: &str = ".partial-";
 const NAME: &str = "step-";
 const STATE: &str = "state.json";
 const OPTIMISER: &str = "optimiser.safetensors";
-const MAX_STATE: u64 = 1 << 20;
+const MAX_STATE: u64 = 1 << 24;
 /// Of `state.json`.
 const VERSION: u32 = 1;
 
@@ -54,6 +56,8 @@ pub struct State {
     pub tokens: u64,
     /// Time spent on steps, in seconds.
     pub seconds: f64,
+    /// Which units move, for the log.
+    pub units: ActiveUnits,
     /// Where the next batch begins.
     pub position: Position,
     /// The corpus that positions are of: see [`Corpus::key`](super::data::Corpus::key).
@@ -73,7 +77,7 @@ pub struct Best {
 
 impl State {
     /// Of a run that has not begun.
-    pub fn new(corpus: u128) -> Self {
+    pub fn new(corpus: u128, dims: &Dims) -> Self {
         State {
             version: VERSION,
             step: 0,
@@ -81,6 +85,7 @@ impl State {
             rows: 0,
             tokens: 0,
             seconds: 0.0,
+            units: ActiveUnits::new(dims.layers, dims.latent),
             position: Position::default(),
             corpus: format!("{corpus:032x}"),
             best: None,
@@ -266,7 +271,7 @@ fn write(dir: &Path, learner: &mut dyn Learner, state: &State, files: &[PathBuf]
     })?;
     // last, so that a directory with a state is whole
     let path = dir.join(STATE);
-    let text = serde_json::to_string_pretty(state).expect("plain numbers and text");
+    let text = serde_json::to_string(state).expect("plain numbers and text");
     let mut file = fs::File::create_new(&path).map_err(|e| Error::io(&path, e))?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(&path, e))?;
     sync(dir)

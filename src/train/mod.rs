@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod data;
 mod draw;
 pub mod lock;
+pub mod log;
 pub mod run;
 pub mod schedule;
 pub mod settings;

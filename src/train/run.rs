@@ -4,6 +4,7 @@
 //! [`State`] alone. A checkpoint holds them all, so a resumed run takes the steps that the interrupted one would have
 //! taken. On the CPU no sum depends on the number of threads, so that this holds for any number of them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::checkpoint::{Best, Checkpoints, State, read_state};
 use super::data::{BatchOptions, Batches, Corpus, DataOptions, Progress, RowIds};
 use super::draw;
 use super::lock::RunLock;
+use super::log::{self, LOG_FILE, Logger, Record};
 use super::schedule;
 use super::settings::Settings;
 use super::start::Start;
@@ -29,53 +31,13 @@ use crate::model::params::Spec;
 /// The settings of a run, in its directory.
 const SETTINGS: &str = "settings.toml";
 
-/// What is told while a run goes on.
+/// What is told while a run is prepared.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A sentence for whoever watches.
     Note(String),
     /// A corpus is being read.
     Reading(Progress<'a>),
-    /// Steps were taken.
-    Step(&'a Step),
-    /// The model was measured on the validation data.
-    Measured {
-        /// After so many steps.
-        step: u64,
-        /// What was found.
-        report: &'a eval::Report,
-        /// Whether it is the best so far.
-        best: bool,
-    },
-    /// A checkpoint was written.
-    Saved(&'a Path),
-}
-
-/// One update, or the mean of several.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    /// Updates so far.
-    pub step: u64,
-    /// Updates of the whole run.
-    pub steps: u64,
-    /// Epochs so far.
-    pub epoch: f64,
-    /// Rows so far.
-    pub rows: u64,
-    /// Tokens so far.
-    pub tokens: u64,
-    /// Time spent on steps so far, in seconds.
-    pub seconds: f64,
-    /// Learning rate of the update.
-    pub lr: f64,
-    /// Weight of the divergence.
-    pub beta: f64,
-    /// What was lost; its `rows` and `predicted` are those of one update.
-    pub losses: Losses,
-    /// The gradient's norm, before it was shortened.
-    pub gradient_norm: f64,
-    /// `(R, L, Z)`: posterior means of the last batch, which had `R` rows.
-    pub means: Vec<f32>,
 }
 
 /// Why a run ended.
@@ -178,7 +140,7 @@ impl Run {
                 return Err(Error::format(dir, message));
             }
             Some(state) => state,
-            None => State::new(corpus.key()),
+            None => State::new(corpus.key(), &start.config.dims),
         };
         let per_epoch = Batches::new(&corpus, batch_options(&settings), Default::default())?
             .epoch_len(0)
@@ -231,44 +193,72 @@ impl Run {
         &self.settings
     }
 
+    /// The log of the run from here on, shown by `progress`.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn logger(&self, progress: impl FnOnce(u64, u64) -> log::Progress) -> Result<Logger> {
+        let (step, dims) = (self.state.step, &self.start.config.dims);
+        // a run without a checkpoint has logged nothing that it will not log again
+        let resumed = (step > 0 || self.dir.join(LOG_FILE).exists()).then_some(step);
+        let progress = progress(self.steps, step);
+        Logger::open(&self.dir, &self.settings, self.steps, dims.layers * dims.latent, resumed, progress)
+    }
+
     /// Takes all steps that are left, or those until `stop` is set; a step that has begun is finished, and everything is
     /// saved.
     ///
     /// # Errors
-    /// A loss or a gradient that is not finite: nothing is updated or saved any more. A checkpoint that cannot be written.
-    pub fn train(&mut self, stop: &AtomicBool, watch: &mut dyn FnMut(Event<'_>)) -> Result<End> {
+    /// A loss or a gradient that is not finite: nothing is updated or saved any more. A checkpoint or a log that cannot be
+    /// written.
+    pub fn train(&mut self, stop: &AtomicBool, logger: &mut Logger) -> Result<End> {
         let began = Instant::now();
         let limit = self.settings.run.time_limit.map(|minutes| minutes * 60.0);
-        let mut meter = Meter::default();
         let corpus = Arc::clone(&self.corpus);
         let mut batches = Batches::new(&corpus, batch_options(&self.settings), self.state.position)?;
+        let mut meter = Meter::new(&self.state);
         while self.state.step < self.steps {
             let step = self.step(&mut batches)?;
             meter.add(step);
             let (done, run) = (self.state.step, &self.settings.run);
+            logger.step(done);
             let end = match limit {
-                _ if stop.load(Ordering::Relaxed) => Some(End::Interrupted),
                 _ if done == self.steps => Some(End::Finished),
+                _ if stop.load(Ordering::Relaxed) => Some(End::Interrupted),
                 Some(limit) if began.elapsed().as_secs_f64() > limit => Some(End::TimeLimit),
                 _ => None,
             };
             let due = |every: u64| every > 0 && done.is_multiple_of(every);
             let (log, save, measure) = (due(run.log_every), due(run.save_every), due(run.eval_every));
-            if (log || end.is_some())
-                && let Some(step) = meter.take()
-            {
-                watch(Event::Step(&step));
-            }
             let measure = (measure || end == Some(End::Finished)) && !self.valid.is_empty();
-            let best = measure && self.measure(watch)?;
-            if save || end.is_some() || (best && self.settings.run.keep_best) {
-                self.save(watch)?;
+            let mut measured = None;
+            if measure {
+                measured = Some(self.measure()?);
+            }
+            if log || measure || end.is_some() {
+                let mut record = meter.record(&self.state, self.epoch());
+                if let Some(Measured { report, best }) = &measured {
+                    record.valid = valid(report);
+                    logger.say(&summary(done, report, *best));
+                }
+                logger.log(&record)?;
+            }
+            let best = measured.is_some_and(|measured| measured.best) && self.settings.run.keep_best;
+            if save || end.is_some() || best {
+                self.save(logger)?;
             }
             if let Some(end) = end {
                 return Ok(end);
             }
         }
         Ok(End::Finished)
+    }
+
+    /// How often the data were gone through.
+    fn epoch(&self) -> f64 {
+        let position = self.state.position;
+        let batches = self.per_epoch as f64 * self.settings.batch.accumulate as f64;
+        position.epoch as f64 + position.batch as f64 / batches
     }
 
     /// One update.
@@ -281,7 +271,6 @@ impl Run {
         let rows: usize = parts.iter().map(|part| part.rows.len()).sum();
         let mut losses: Option<Losses> = None;
         let mut state = self.state.clone();
-        let mut means = Vec::new();
         for part in &parts {
             let ids: Vec<RowIds> = part.rows.iter().map(|&row| self.corpus.row(row)).collect();
             let share = ids.len() as f64 / rows as f64;
@@ -298,7 +287,9 @@ impl Run {
                 Some(all) => all.and(&lost),
                 None => lost,
             });
-            means = self.learner.posterior_means(ids.len());
+            for (l, means) in self.learner.posterior_means(ids.len()).iter().enumerate() {
+                state.units.update(l, means);
+            }
         }
         let losses = losses.expect("a step has a batch");
         let gradient_norm = self.learner.gradient_norm();
@@ -312,10 +303,7 @@ impl Run {
         state.step += 1;
         state.seconds += clock.elapsed().as_secs_f64();
         self.state = state;
-        let State { step, rows, tokens, seconds, position, .. } = self.state;
-        let within = (position.batch as f64 / self.settings.batch.accumulate as f64) / self.per_epoch as f64;
-        let (epoch, steps) = (position.epoch as f64 + within, self.steps);
-        Ok(Step { step, steps, epoch, rows, tokens, seconds, lr, beta, losses, gradient_norm, means })
+        Ok(Step { lr, beta, losses, gradient_norm })
     }
 
     fn accumulate(&mut self, ids: &[RowIds], objective: &Objective, state: &State, share: f64) -> Result<Losses> {
@@ -340,8 +328,8 @@ impl Run {
         self.learner.accumulate(&batch, objective)
     }
 
-    /// Measures the model on the validation data; whether it is the best so far.
-    fn measure(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
+    /// Measures the model on the validation data.
+    fn measure(&mut self) -> Result<Measured> {
         let rows: Vec<Row<'_>> =
             self.valid.iter().map(|row| Row { condition: &row.condition, sentence: &row.sentence }).collect();
         let options = eval::Options { seed: self.settings.run.seed, ..eval::Options::quick() };
@@ -351,20 +339,18 @@ impl Run {
         if best {
             self.state.best = Some(Best { step, loss });
         }
-        watch(Event::Measured { step, report: &report, best });
-        Ok(best)
+        Ok(Measured { report, best })
     }
 
     /// Writes a checkpoint of this step, and removes those that are kept no longer.
-    fn save(&mut self, watch: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+    fn save(&mut self, logger: &mut Logger) -> Result<()> {
         let path = self.checkpoints.save(&mut *self.learner, &self.state, &self.start.files)?;
-        let run = &self.settings.run;
-        let best = self.state.best.map(|best| best.step).filter(|_| run.keep_best);
+        let best = self.state.best.map(|best| best.step).filter(|_| self.settings.run.keep_best);
         if best == Some(self.state.step) {
             self.checkpoints.mark_best(self.state.step)?;
         }
-        self.checkpoints.prune(run.keep_last, best)?;
-        watch(Event::Saved(&path));
+        self.checkpoints.prune(self.settings.run.keep_last, best)?;
+        logger.say(&format!("saved {}", path.display()));
         Ok(())
     }
 
@@ -441,28 +427,92 @@ fn shown(rows: &[u64]) -> String {
     format!("{}{}", first.join(", "), if rows.len() > 8 { ", …" } else { "" })
 }
 
-/// The mean of some steps.
-#[derive(Default)]
+/// One update.
+struct Step {
+    lr: f64,
+    beta: f64,
+    losses: Losses,
+    /// Before it was shortened.
+    gradient_norm: f64,
+}
+
+/// What was found on the validation data.
+struct Measured {
+    report: eval::Report,
+    /// Whether it is the best so far.
+    best: bool,
+}
+
+/// The measures that are logged, by name.
+fn valid(report: &eval::Report) -> BTreeMap<String, f64> {
+    let (drawn, means) = (&report.likelihood, &report.means);
+    [
+        ("elbo", drawn.elbo.mean),
+        ("rec", drawn.reconstruction.mean),
+        ("kl", drawn.kl.mean),
+        ("kl_at_means", means.kl),
+        ("token_accuracy", means.token_accuracy),
+        ("cross_entropy", means.cross_entropy),
+        ("active_units", report.layers.iter().map(|layer| layer.active_units).sum::<usize>() as f64),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+fn summary(step: u64, report: &eval::Report, best: bool) -> String {
+    let (drawn, means) = (&report.likelihood, &report.means);
+    format!(
+        "step {step} on validation data: -ELBO {:.2} (rec {:.2}, KL {:.2}) nats a sentence; at the means: token accuracy \
+         {:.3}, cross-entropy {:.3} nats a token, KL {:.2}{}",
+        -drawn.elbo.mean,
+        drawn.reconstruction.mean,
+        drawn.kl.mean,
+        means.token_accuracy,
+        means.cross_entropy,
+        means.kl,
+        if best { "; the best so far" } else { "" }
+    )
+}
+
+/// Sums up steps until they are logged.
 struct Meter {
-    last: Option<Step>,
-    count: u64,
+    steps: Option<Step>,
+    /// Tokens and seconds of the run when the last record was made.
+    since: (u64, f64),
 }
 
 impl Meter {
-    fn add(&mut self, step: Step) {
-        self.count += 1;
-        let losses = match &self.last {
-            Some(last) => last.losses.and(&step.losses),
-            None => step.losses.clone(),
-        };
-        self.last = Some(Step { losses, ..step });
+    fn new(state: &State) -> Self {
+        Meter { steps: None, since: (state.tokens, state.seconds) }
     }
 
-    fn take(&mut self) -> Option<Step> {
-        let count = std::mem::take(&mut self.count);
-        let mut step = self.last.take()?;
-        step.losses.rows /= count as usize;
-        step.losses.predicted /= count as usize;
-        Some(step)
+    fn add(&mut self, step: Step) {
+        let losses = match &self.steps {
+            Some(steps) => steps.losses.and(&step.losses),
+            None => step.losses.clone(),
+        };
+        self.steps = Some(Step { losses, ..step });
+    }
+
+    /// Of the steps since the last record, of which there is one at least.
+    fn record(&mut self, state: &State, epoch: f64) -> Record {
+        let Step { lr, beta, losses, gradient_norm } = self.steps.take().expect("a step was taken");
+        let (tokens, seconds) = std::mem::replace(&mut self.since, (state.tokens, state.seconds));
+        Record {
+            step: state.step,
+            epoch,
+            tokens: state.tokens,
+            seconds: state.seconds,
+            lr,
+            beta,
+            loss: losses.loss,
+            rec: losses.reconstruction,
+            kl: losses.kl.iter().sum(),
+            kl_layers: losses.kl,
+            active_units: state.units.counts(),
+            grad_norm: gradient_norm,
+            tokens_per_s: (state.tokens - tokens) as f64 / (state.seconds - seconds),
+            valid: BTreeMap::new(),
+        }
     }
 }

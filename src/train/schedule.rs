@@ -117,9 +117,11 @@ mod tests {
         assert_eq!([0, 5, 10, 99].map(|step| beta(&objective, step, 10)), [0.1, 0.1 + 0.4 * 0.5, 0.5, 0.5]);
         objective.beta_steps = Some(5);
         assert_eq!([0, 4, 5, 99].map(|step| beta(&objective, step, 10)), [0.1, 0.1 + 0.4 * 0.8, 0.5, 0.5]);
+        // where another cycle would begin
+        objective.beta_steps = Some(8);
         for schedule in [BetaSchedule::Constant, BetaSchedule::Cyclic, BetaSchedule::Published] {
             objective.beta_schedule = schedule;
-            assert_eq!(beta(&objective, 5, 10), 0.5, "{schedule}");
+            assert_eq!(beta(&objective, 8, 10), 0.5, "{schedule}");
         }
     }
 

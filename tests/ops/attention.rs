@@ -1,6 +1,7 @@
 //! Attention, whole and through a cache.
 
 use della::backend::{AttentionDims, Backend, CacheRows, Spans};
+use della::rng::Mask;
 
 use crate::util::close::{Tolerance, assert_close, assert_same_bits};
 use crate::util::gradient::{Grad, Gradient, check_backward, check_formula};

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use della::backend::Backend;
 use della::io::Checkpoint;
+use della::learn::Learner;
 use della::model::{Config, Model};
 use della::rng::{Rng, Stream};
 
@@ -24,4 +25,11 @@ pub fn model<B: Backend>(dir: &Path, backend: B) -> Model<B> {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let config = Config::read(&checkpoint).unwrap();
     Model::load(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
+}
+
+/// The model in `dir`, to be trained.
+pub fn learner<B: Backend>(dir: &Path, backend: B) -> Learner<B> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let config = Config::read(&checkpoint).unwrap();
+    Learner::new(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
 }

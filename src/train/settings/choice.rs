@@ -1,15 +1,32 @@
 //! Settings that are one of several words, each with what it means.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// What a setting can be.
+pub trait Kind {
+    /// Of a setting that is one of several words, the words and what each means.
+    const WORDS: &[(&str, &str)] = &[];
+}
+
 /// A setting that is one of several words.
-pub trait Choice: Copy + fmt::Display + Sized + 'static {
-    /// The words and what each means.
-    const WORDS: &[(&str, &str)];
+pub trait Choice: Kind + Copy + fmt::Display + 'static {
     /// The choice of a word.
     fn of(word: &str) -> Option<Self>;
+}
+
+impl Kind for bool {}
+impl Kind for u64 {}
+impl Kind for usize {}
+impl Kind for f64 {}
+impl Kind for String {}
+impl Kind for PathBuf {}
+impl<T: Kind> Kind for [T; 2] {}
+impl<T: Kind> Kind for Vec<T> {}
+impl<T: Kind> Kind for Option<T> {
+    const WORDS: &[(&str, &str)] = T::WORDS;
 }
 
 macro_rules! choices {
@@ -22,9 +39,11 @@ macro_rules! choices {
             $($(#[doc = $doc])+ #[serde(rename = $word)] $variant,)+
         }
 
-        impl Choice for $name {
+        impl Kind for $name {
             const WORDS: &[(&str, &str)] = &[$(($word, concat!($($doc),+))),+];
+        }
 
+        impl Choice for $name {
             fn of(word: &str) -> Option<Self> {
                 match word {
                     $($word => Some($name::$variant),)+

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::io::read_small;
 use crate::model::gradient::{Divergence, FreeBits, Objective, Reconstruction};
 
-pub use choice::{BetaSchedule, Choice, DataFormat, Decay, FreeBitsBy, Kl, Long, LrSchedule, Rec};
+pub use choice::{BetaSchedule, Choice, DataFormat, Decay, FreeBitsBy, Kind, Kl, Long, LrSchedule, Rec};
 
 /// The largest settings file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -34,6 +34,8 @@ pub struct Key {
     pub name: &'static str,
     /// What it sets: one or more sentences.
     pub about: &'static str,
+    /// If it is one of several words, these and what each means.
+    pub words: &'static [(&'static str, &'static str)],
 }
 
 macro_rules! sections {
@@ -70,6 +72,7 @@ macro_rules! sections {
             section: stringify!($section),
             name: stringify!($key),
             about: concat!($($doc),+),
+            words: <$type as Kind>::WORDS,
         },)+)+];
     };
 }
@@ -283,6 +286,9 @@ impl Settings {
             text += &format!("{}#{about}\n[{section}]\n", if text.is_empty() { "" } else { "\n" });
             for key in KEYS.iter().filter(|key| key.section == *section) {
                 text += &format!("#{}\n", key.about);
+                for (word, about) in key.words {
+                    text += &format!("#   {word}:{about}\n");
+                }
                 text += &match table.get(*section).and_then(|table| table.get(key.name)) {
                     Some(value) => format!("{} = {value}\n", key.name),
                     None => format!("# {} =\n", key.name),
@@ -394,6 +400,7 @@ mod tests {
             std::fs::write(&file, &text).unwrap();
             assert_eq!(Settings::resolve(Some(&file), &Table::new()).unwrap(), settings);
             assert!(KEYS.iter().all(|key| text.contains(key.about) && text.contains(&format!("{} =", key.name))));
+            assert!(text.contains("#   matrices: Those with two dimensions,"), "{text}");
             assert!(SECTIONS.iter().all(|(section, about)| text.contains(&format!("#{about}\n[{section}]\n"))));
         }
         settings.run.seed = u64::MAX;
