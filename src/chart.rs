@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::ops::Range;
 
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -24,6 +25,10 @@ const COLOURS: [RGBColor; 6] = [
 const PANEL: (u32, u32) = (520, 380);
 const TITLE: u32 = 18;
 const LABEL: u32 = 14;
+/// Width of a bar, of the distance between two.
+const BAR: f64 = 0.8;
+/// More bars have no room for their values.
+const MOST_VALUES: usize = 16;
 
 /// A named sequence of points.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,7 +42,7 @@ pub struct Series {
 /// What a panel shows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Marks {
-    /// A bar for each name, with its value over it.
+    /// A bar for each name, with its value over it unless there are many.
     Bars(Vec<(String, f64)>),
     /// A line for each series; a legend where there are several.
     Lines(Vec<Series>),
@@ -109,7 +114,7 @@ fn builder<'a, 'b>(area: &'a Area<'b>, panel: &Panel) -> ChartBuilder<'a, 'b, SV
         .margin(14)
         .margin_right(24)
         .x_label_area_size(46)
-        .y_label_area_size(66);
+        .y_label_area_size(62);
     builder
 }
 
@@ -125,14 +130,42 @@ fn short(value: f64) -> String {
     }
 }
 
-/// A label of an axis, without zeros at its end.
-fn tick(value: f64) -> String {
-    let text = if value.abs() >= 1e5 || (value != 0.0 && value.abs() < 1e-3) {
-        return format!("{value:e}");
-    } else {
-        format!("{value:.3}")
+/// A label of an axis of this range: three digits more than the range has, without zeros at the end.
+fn tick(value: f64, range: &Range<f64>) -> String {
+    let size = range.start.abs().max(range.end.abs());
+    if value.abs() < 1e-9 * size {
+        return "0".into();
+    }
+    let trim = |digits: &str| match digits.contains('.') {
+        true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => digits.to_owned(),
     };
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    if (1e-2..1e6).contains(&size) {
+        return trim(&format!("{value:.*}", if size < 1.0 { 4 } else { 3 }));
+    }
+    let text = format!("{value:.3e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    format!("{}e{exponent}", trim(digits))
+}
+
+/// An axis of so many bars, 1 apart, the first at 0, each with its label.
+struct Slots(usize);
+
+impl Ranged for Slots {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (start, end): (i32, i32)) -> i32 {
+        start + ((value + 0.5) / self.0 as f64 * f64::from(end - start)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        (0..self.0).map(|i| i as f64).collect()
+    }
+
+    fn range(&self) -> Range<f64> {
+        -0.5..self.0 as f64 - 0.5
+    }
 }
 
 fn draw_bars(area: &Area<'_>, panel: &Panel, bars: &[(String, f64)]) -> Result<()> {
@@ -140,19 +173,15 @@ fn draw_bars(area: &Area<'_>, panel: &Panel, bars: &[(String, f64)]) -> Result<(
     let range = range(values().chain(values().next().map(|_| 0.0)), 0.0).ok_or_else(|| no_values(panel))?;
     let room = 0.12 * (range.end - range.start);
     let (low, high) = (if range.start < 0.0 { range.start - room } else { 0.0 }, range.end + room);
-    let mut chart =
-        builder(area, panel).build_cartesian_2d((0..bars.len()).into_segmented(), low..high).map_err(failed)?;
-    let name = |at: &SegmentValue<usize>| match at {
-        SegmentValue::CenterOf(i) => bars.get(*i).map_or(String::new(), |(name, _)| name.clone()),
-        _ => String::new(),
-    };
+    let mut chart = builder(area, panel).build_cartesian_2d(Slots(bars.len()), low..high).map_err(failed)?;
+    let name = |at: &f64| bars.get(at.round() as usize).map_or(String::new(), |(name, _)| name.clone());
     chart
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(WHITE)
         .x_labels(bars.len())
         .x_label_formatter(&name)
-        .y_label_formatter(&|y| tick(*y))
+        .y_label_formatter(&|y| tick(*y, &(low..high)))
         .x_desc(&panel.x)
         .y_desc(&panel.y)
         .label_style(("sans-serif", LABEL))
@@ -161,17 +190,15 @@ fn draw_bars(area: &Area<'_>, panel: &Panel, bars: &[(String, f64)]) -> Result<(
         .map_err(failed)?;
     let finite = || bars.iter().enumerate().filter(|(_, (_, value))| value.is_finite());
     let bar = |(i, (_, value)): (usize, &(String, f64))| {
-        let corners = [(SegmentValue::Exact(i), 0.0), (SegmentValue::Exact(i + 1), *value)];
-        let mut bar = Rectangle::new(corners, COLOURS[0].filled());
-        bar.set_margin(0, 0, 6, 6);
-        bar
+        let middle = i as f64;
+        Rectangle::new([(middle - BAR / 2.0, 0.0), (middle + BAR / 2.0, *value)], COLOURS[0].filled())
     };
     chart.draw_series(finite().map(bar)).map_err(failed)?;
     let style = ("sans-serif", LABEL).into_font().into_text_style(area).pos(Pos::new(HPos::Center, VPos::Bottom));
     let text = |(i, (_, value)): (usize, &(String, f64))| {
-        EmptyElement::at((SegmentValue::CenterOf(i), value.max(0.0))) + Text::new(short(*value), (0, -3), style.clone())
+        EmptyElement::at((i as f64, value.max(0.0))) + Text::new(short(*value), (0, -3), style.clone())
     };
-    chart.draw_series(finite().map(text)).map_err(failed)?;
+    chart.draw_series(finite().filter(|_| bars.len() <= MOST_VALUES).map(text)).map_err(failed)?;
     Ok(())
 }
 
@@ -183,14 +210,14 @@ fn draw_lines(area: &Area<'_>, panel: &Panel, series: &[Series]) -> Result<()> {
     let points = || lines.iter().flatten();
     let x = range(points().map(|p| p.0), 0.0).ok_or_else(|| no_values(panel))?;
     let y = range(points().map(|p| p.1), 0.06).ok_or_else(|| no_values(panel))?;
-    let mut chart = builder(area, panel).build_cartesian_2d(x, y).map_err(failed)?;
+    let mut chart = builder(area, panel).build_cartesian_2d(x.clone(), y.clone()).map_err(failed)?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
         .x_labels(6)
         .y_labels(8)
-        .x_label_formatter(&|x| tick(*x))
-        .y_label_formatter(&|y| tick(*y))
+        .x_label_formatter(&|at| tick(*at, &x))
+        .y_label_formatter(&|at| tick(*at, &y))
         .x_desc(&panel.x)
         .y_desc(&panel.y)
         .label_style(("sans-serif", LABEL))

@@ -7,6 +7,8 @@ mod util;
 mod cli;
 /// Requests: a row gives the same bits in any company, cached or not.
 mod engine;
+/// Scores of sentences and what they are summed up to.
+mod eval;
 /// Recorded outputs of the published code, reproduced; and a wrong weight, found.
 mod golden;
 /// The gradient of the whole model, against differences of its loss.

@@ -15,6 +15,7 @@ mod decode;
 mod doctor;
 mod encode;
 mod env;
+mod eval;
 mod generate;
 mod init;
 mod input;
@@ -54,6 +55,7 @@ enum Command {
     Init(init::Args),
     Train(train::Args),
     Verify(verify::Args),
+    Eval(eval::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -72,6 +74,7 @@ impl Command {
             Command::Init(args) => init::run(args),
             Command::Train(args) => train::run(args),
             Command::Verify(args) => verify::run(args),
+            Command::Eval(args) => eval::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Completions(args) => completions::run(args),
         }

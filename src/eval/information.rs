@@ -101,11 +101,12 @@ mod tests {
     #[test]
     fn units_are_active_where_the_mean_moves() {
         let mut units = Units::new(2, 3);
-        // variances: 1, 0.01 exactly, 0; 0.005, 0.02, 0
+        // variances: 1, 0.01, 0; 0.0049, 0.0225, 0
         for sign in [-1.0_f32, 0.0, 1.0] {
             units.add(array![[sign, 0.1 * sign, 7.0], [0.07 * sign, 0.15 * sign, -1e6]].view());
         }
         assert_eq!(units.active(0.011), [1, 1]);
+        assert_eq!(units.active(0.008), [2, 1]);
         assert_eq!(units.active(0.001), [2, 2]);
         assert_eq!(units.active(2.0), [0, 0]);
         let mut one = Units::new(1, 1);

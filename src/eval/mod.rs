@@ -299,7 +299,7 @@ impl<'a> Evaluation<'a> {
             let prefixes: Vec<Vec<u32>> =
                 self.pick(batch).iter().map(|row| [row.condition, &row.sentence[..1]].concat()).collect();
             let starts: Vec<(Vec<u32>, u64)> = prefixes.into_iter().map(|prefix| (prefix, 0)).collect();
-            texts.extend(self.generate(means.z.view(), &starts, Choice::Greedy)?);
+            texts.extend(self.generate(means.z.view(), &starts, Choice::Greedy, &|i| format!("row {}", batch[i]))?);
             self.progress(Stage::Reconstructions, texts.len(), chosen.len())?;
         }
         let wanted = || self.pick(chosen).into_iter().map(|row| &row.sentence[1..]);
@@ -328,7 +328,7 @@ impl<'a> Evaluation<'a> {
             let z = self.prior(&origins, eps)?;
             let start = |&(row, _): &(usize, usize)| [self.rows[row].condition, &[config.bos]].concat();
             let starts: Vec<(Vec<u32>, u64)> = origins.iter().map(start).zip(draws).collect();
-            texts.extend(self.generate(z.view(), &starts, choice)?);
+            texts.extend(self.generate(z.view(), &starts, choice, &|i| format!("prior sample {}", batch[i]))?);
             self.progress(Stage::PriorSamples, texts.len(), count)?;
         }
         let texts: Vec<&[u32]> = texts.iter().map(|text| without(eos, text)).collect();
@@ -351,8 +351,14 @@ impl<'a> Evaluation<'a> {
         Ok(self.engine.encode(&rows.collect::<Vec<_>>(), 1, eps, 1.0)?.z)
     }
 
-    /// Continues starts, each with the number that its draws depend on.
-    fn generate(&self, z: ArrayView3<'_, f32>, starts: &[(Vec<u32>, u64)], choice: Choice) -> Result<Vec<Vec<u32>>> {
+    /// Continues starts, each with the number that its draws depend on; `name` is what an error calls the one at an index.
+    fn generate(
+        &self,
+        z: ArrayView3<'_, f32>,
+        starts: &[(Vec<u32>, u64)],
+        choice: Choice,
+        name: &dyn Fn(usize) -> String,
+    ) -> Result<Vec<Vec<u32>>> {
         let requests = z.outer_iter().zip(starts).map(|(z, (prefix, number))| Request {
             z,
             prefix,
@@ -361,7 +367,8 @@ impl<'a> Evaluation<'a> {
             max_length: self.options.max_length,
         });
         let requests: Vec<Request<'_>> = requests.collect();
-        self.engine.generate(&requests, SLOTS, &mut unwatched)?.into_iter().collect()
+        let texts = self.engine.generate(&requests, SLOTS, &mut unwatched)?;
+        texts.into_iter().enumerate().map(|(i, text)| text.map_err(|e| Error::input(name(i), e))).collect()
     }
 }
 

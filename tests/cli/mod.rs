@@ -1,5 +1,7 @@
 /// Usage, variables, exit codes.
 mod arguments;
+/// Measuring a model: eval.
+mod measures;
 /// Commands about models: inspect, convert, init, verify, tokenize, doctor.
 mod models;
 /// Commands on text: reconstruct, encode, decode, sample, generate.
