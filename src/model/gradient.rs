@@ -140,7 +140,11 @@ pub struct Pass<B: Backend> {
     dstack: StackGradient<B>,
     dchain: ChainGradient<B>,
     head: HeadScratch<B>,
+    /// `L` of `(R, Z)`
     eps: Vec<B::Real>,
+    /// Whether the latents are masked.
+    masks_latents: bool,
+    /// `L` of `(R, Z)`
     latent_mask: Vec<B::Real>,
     /// `L` of `(R, Z)`: latents under the mask.
     masked: Vec<B::Real>,
@@ -165,6 +169,7 @@ impl<B: Backend> Pass<B> {
             dchain: ChainGradient::new(backend, dims, rows)?,
             head: HeadScratch::new(backend, dims)?,
             eps: layers(rows * dims.latent)?,
+            masks_latents: false,
             latent_mask: layers(rows * dims.latent)?,
             masked: layers(rows * dims.latent)?,
             weights: layers(dims.latent)?,
@@ -180,6 +185,19 @@ impl<B: Backend> Pass<B> {
         Ok(())
     }
 
+    /// Takes over what is drawn for a batch; a layer has `per_layer` latents.
+    fn draw(&mut self, backend: &B, batch: &Batch<'_>, per_layer: usize) {
+        let write = |layers: &mut Vec<B::Real>, values: &[f32]| {
+            layers.iter_mut().zip(values.chunks(per_layer)).for_each(|(layer, x)| backend.write_real(layer, x));
+        };
+        write(&mut self.eps, batch.eps);
+        self.masks_latents = batch.latent_mask.is_some();
+        write(&mut self.latent_mask, batch.latent_mask.unwrap_or_default());
+        let (seed, step) = batch.draw;
+        self.encoder.dropout = Dropout { rates: batch.rates, seed, step, decoder: false };
+        self.decoder.dropout = Dropout { decoder: true, ..self.encoder.dropout };
+    }
+
     /// `L` of `(R, Z)`: posterior means of the last batch.
     pub fn posterior_means(&self, backend: &B, dims: &Dims, rows: usize) -> Vec<Vec<f32>> {
         let latent = dims.latent;
@@ -189,6 +207,36 @@ impl<B: Backend> Pass<B> {
             gaussian.chunks_exact(2 * latent).flat_map(|gaussian| gaussian[..latent].to_vec()).collect()
         };
         self.chain.posterior.iter().map(&mut means).collect()
+    }
+}
+
+/// A batch on the device.
+struct Input<B: Backend> {
+    encoder: EncoderBatch<B>,
+    /// What the decoder reads, where that is not what the encoder reads.
+    decoder: Option<Tokens<B>>,
+    /// `(R)`: each row has latents of its own.
+    latents: B::Ids,
+    rows: usize,
+}
+
+impl<B: Backend> Input<B> {
+    fn new(backend: &B, batch: &Batch<'_>, conditional: bool) -> Result<Self> {
+        let rows = batch.rows.len();
+        let tokens = |ids: &[u32]| {
+            let positions: Vec<u32> = batch.rows.iter().flat_map(|row| 0..row.len() as u32).collect();
+            Tokens::new(backend, ids, &positions)
+        };
+        Ok(Input {
+            encoder: EncoderBatch::new(backend, batch.rows, conditional)?,
+            decoder: batch.decoder_ids.map(tokens).transpose()?,
+            latents: backend.ids_from(&(0..rows as u32).collect::<Vec<_>>())?,
+            rows,
+        })
+    }
+
+    fn decoder_tokens(&self) -> &Tokens<B> {
+        self.decoder.as_ref().unwrap_or(&self.encoder.tokens)
     }
 }
 
@@ -209,66 +257,19 @@ impl<B: Backend> Model<B> {
     ) -> Result<Losses> {
         let (backend, dims, rows) = (&self.backend, &self.config.dims, batch.rows.len());
         assert!(rows > 0 && batch.eps.len() == dims.layers * rows * dims.latent, "a batch with its noise");
-        let encoder_batch = EncoderBatch::new(backend, batch.rows, dims.conditional)?;
-        let tokens = &encoder_batch.tokens;
-        pass.reserve(backend, dims, rows, tokens.count)?;
-        let decoder_tokens = match batch.decoder_ids {
-            Some(ids) => {
-                let positions: Vec<u32> = batch.rows.iter().flat_map(|row| 0..row.len() as u32).collect();
-                Some(Tokens::new(backend, ids, &positions)?)
-            }
-            None => None,
-        };
-        let decoder_tokens = decoder_tokens.as_ref().unwrap_or(tokens);
-        let latents = backend.ids_from(&(0..rows as u32).collect::<Vec<_>>())?;
-        let Pass { encoder, decoder, chain, fusion, dfusion, dstack, dchain, head, .. } = pass;
-        let (eps, latent_mask, masked, weights) =
-            (&mut pass.eps, &mut pass.latent_mask, &mut pass.masked, &mut pass.weights);
-
-        let per_layer = rows * dims.latent;
-        eps.iter_mut().zip(batch.eps.chunks(per_layer)).for_each(|(eps, values)| backend.write_real(eps, values));
-        let noise = Noise { eps: Some(&eps[..]), scale: 1.0 };
-        let (seed, step) = batch.draw;
-        encoder.dropout = Dropout { rates: batch.rates, seed, step, decoder: false };
-        decoder.dropout = Dropout { decoder: true, ..encoder.dropout };
-
-        self.encode_fwd(encoder, chain, &encoder_batch, 1, &mut |_, _| {});
-        self.chain_fwd(chain, Drive::Posterior, &noise, rows);
-        let z = match batch.latent_mask {
-            Some(mask) => {
-                for (l, values) in mask.chunks(per_layer).enumerate() {
-                    backend.write_real(&mut latent_mask[l], values);
-                    backend.mask_fwd(&mut masked[l], &chain.z[l], &latent_mask[l], per_layer);
-                }
-                &masked[..]
-            }
-            None => &chain.z[..],
-        };
-        self.fusion_fwd(fusion, z, rows);
-        self.decoder_fwd(decoder, decoder_tokens, Context::Spans(&encoder_batch.spans), fusion, &latents);
+        let input = Input::new(backend, batch, dims.conditional)?;
+        let tokens = input.encoder.tokens.count;
+        pass.reserve(backend, dims, rows, tokens)?;
+        pass.draw(backend, batch, rows * dims.latent);
+        self.pass_fwd(pass, &input);
 
         let targets = self.targets(batch, objective.reconstruction);
-        backend.zero_act(&mut dstack.output, tokens.count * dims.hidden);
-        let losses = self.reconstruction(&mut dstack.output, &mut grads.decoder.wte, head, &decoder.output, &targets);
+        let Pass { decoder, dstack, head, chain, weights, .. } = pass;
+        backend.zero_act(&mut dstack.output, tokens * dims.hidden);
+        let losses =
+            self.reconstruction(&mut dstack.output, &mut grads.decoder.wte, head, &decoder.output, &targets);
         let (kl, divergence) = self.divergence(weights, chain, batch.share, objective, rows);
-
-        dfusion.layers.iter_mut().for_each(|layer| backend.zero_real(layer, rows * dims.hidden));
-        let spans = &encoder_batch.spans;
-        self.decoder_bwd(dstack, dfusion, &mut grads.decoder, decoder, decoder_tokens, spans, &latents);
-        for l in 0..dims.layers {
-            let (dz, dw) = (&mut dchain.z[l], &mut grads.fusion[l]);
-            backend.zero_real(dz, per_layer);
-            backend.latent_linear_bwd(dz, dw, &dfusion.layers[l], &z[l], &self.params.fusion[l], rows);
-        }
-        if batch.latent_mask.is_some() {
-            for l in 0..dims.layers {
-                // the masked latents are read no more
-                backend.mask_fwd(&mut masked[l], &dchain.z[l], &latent_mask[l], per_layer);
-            }
-            std::mem::swap(&mut dchain.z, masked);
-        }
-        self.chain_bwd(dchain, grads, chain, &noise, weights, rows);
-        self.encode_bwd(dstack, dchain, grads, encoder, chain, &encoder_batch);
+        self.pass_bwd(pass, grads, &input);
 
         let weighted: f64 = targets.iter().zip(&losses).map(|(target, loss)| target.weight * loss).sum();
         let reconstruction = weighted / batch.share;
@@ -281,6 +282,47 @@ impl<B: Backend> Model<B> {
             predicted: targets.len(),
             rows,
         })
+    }
+
+    /// Encoder, chain, fusion and decoder, everything kept.
+    fn pass_fwd(&self, pass: &mut Pass<B>, input: &Input<B>) {
+        let Pass { encoder, decoder, chain, fusion, eps, masked, latent_mask, masks_latents, .. } = pass;
+        let rows = input.rows;
+        self.encode_fwd(encoder, chain, &input.encoder, 1, &mut |_, _| {});
+        self.chain_fwd(chain, Drive::Posterior, &Noise { eps: Some(eps), scale: 1.0 }, rows);
+        if *masks_latents {
+            for ((y, x), mask) in masked.iter_mut().zip(&chain.z).zip(&*latent_mask) {
+                self.backend.mask_fwd(y, x, mask, rows * self.config.dims.latent);
+            }
+        }
+        self.fusion_fwd(fusion, if *masks_latents { masked } else { &chain.z }, rows);
+        let context = Context::Spans(&input.encoder.spans);
+        self.decoder_fwd(decoder, input.decoder_tokens(), context, fusion, &input.latents);
+    }
+
+    /// The way back, from the gradient by the decoder's output and the weights of the divergences.
+    fn pass_bwd(&self, pass: &mut Pass<B>, grads: &mut Params<Plain<B>>, input: &Input<B>) {
+        let (backend, dims, rows) = (&self.backend, &self.config.dims, input.rows);
+        let per_layer = rows * dims.latent;
+        let Pass { encoder, decoder, chain, dfusion, dstack, dchain, eps, masked, latent_mask, weights, .. } = pass;
+        dfusion.layers.iter_mut().for_each(|layer| backend.zero_real(layer, rows * dims.hidden));
+        let (tokens, spans) = (input.decoder_tokens(), &input.encoder.spans);
+        self.decoder_bwd(dstack, dfusion, &mut grads.decoder, decoder, tokens, spans, &input.latents);
+        for l in 0..dims.layers {
+            let z = if pass.masks_latents { &masked[l] } else { &chain.z[l] };
+            let (dz, dw) = (&mut dchain.z[l], &mut grads.fusion[l]);
+            backend.zero_real(dz, per_layer);
+            backend.latent_linear_bwd(dz, dw, &dfusion.layers[l], z, &self.params.fusion[l], rows);
+        }
+        if pass.masks_latents {
+            for l in 0..dims.layers {
+                // the masked latents are read no more
+                backend.mask_fwd(&mut masked[l], &dchain.z[l], &latent_mask[l], per_layer);
+            }
+            std::mem::swap(&mut dchain.z, masked);
+        }
+        self.chain_bwd(dchain, grads, chain, &Noise { eps: Some(eps), scale: 1.0 }, weights, rows);
+        self.encode_bwd(dstack, dchain, grads, encoder, chain, &input.encoder);
     }
 
     /// The tokens that are predicted: all of a sentence but its first. Padding is neither predicted nor counted.

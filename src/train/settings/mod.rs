@@ -165,13 +165,13 @@ sections! {
     /// What is minimised: reconstruction + beta · KL.
     objective: ObjectiveSettings {
         /// How a row's reconstruction loss comes from its tokens'.
-        rec: Rec = Rec::Token,
+        rec: Rec = Rec::Sum,
         /// How a row's KL comes from its layers'.
         kl: Kl = Kl::Sum,
         /// Weight of the KL.
         beta: f64 = 1.0,
         /// How it changes.
-        beta_schedule: BetaSchedule = BetaSchedule::Constant,
+        beta_schedule: BetaSchedule = BetaSchedule::Cyclic,
         /// Weight of the KL at the start of a schedule or cycle.
         beta_start: f64 = 0.0,
         /// Cycles of the schedules that have some.
