@@ -73,7 +73,8 @@ fn step(c: &mut Criterion) {
         assert!(losses.loss.is_finite() && norm.is_finite());
         learner.update(&Update { lr: 1e-5, betas: (0.9, 0.95), epsilon: 1e-8, decay: &decay, clip: 1.0 }, norm);
     };
-    let peak = limits::multiply_add_peak(threads());
+    let (read, peak) = (limits::read_bandwidth(threads()), limits::multiply_add_peak(threads()));
+    println!("{} threads: read {:.1} GiB/s, multiply-add {:.0} GFLOP/s", threads(), read / 2f64.powi(30), peak / 1e9);
     let (time, steps) = (Cell::new(Duration::ZERO), Cell::new(0));
     let mut group = c.benchmark_group(PRESET);
     group.sample_size(10).throughput(Throughput::Elements((count * len) as u64));
@@ -91,13 +92,10 @@ fn step(c: &mut Criterion) {
         let operations = operations_per_token(&config);
         let rate = steps.get() as f64 * (count * len) as f64 / time.get().as_secs_f64();
         println!(
-            "{rate:.0} tokens/s, {:.3} GFLOP a token: {:.0} GFLOP/s, {:.0} % of the {:.0} GFLOP/s of multiply-adds on {} \
-             threads",
+            "{rate:.0} tokens/s, {:.3} GFLOP a token: {:.0} GFLOP/s, {:.0} % of the multiply-add peak",
             operations / 1e9,
             rate * operations / 1e9,
-            100.0 * rate * operations / peak,
-            peak / 1e9,
-            threads()
+            100.0 * rate * operations / peak
         );
     }
     if let Some(bytes) = peak_memory() {

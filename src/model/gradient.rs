@@ -266,8 +266,7 @@ impl<B: Backend> Model<B> {
         let targets = self.targets(batch, objective.reconstruction);
         let Pass { decoder, dstack, head, chain, weights, .. } = pass;
         backend.zero_act(&mut dstack.output, tokens * dims.hidden);
-        let losses =
-            self.reconstruction(&mut dstack.output, &mut grads.decoder.wte, head, &decoder.output, &targets);
+        let losses = self.reconstruction(&mut dstack.output, &mut grads.decoder.wte, head, &decoder.output, &targets);
         let (kl, divergence) = self.divergence(weights, chain, batch.share, objective, rows);
         self.pass_bwd(pass, grads, &input);
 

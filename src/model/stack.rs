@@ -5,7 +5,7 @@ use super::acts::StackActs;
 use super::block::{Attend, BlockScratch, Place, Plain, Prepared};
 use super::cache::Cache;
 use super::params::Stack;
-use crate::backend::{Backend, CacheRows, Spans};
+use crate::backend::{Backend, CacheRows, Spans, Storage};
 use crate::dims::Dims;
 use crate::error::Result;
 
@@ -62,6 +62,9 @@ pub struct Fusion<B: Backend> {
     /// `L` of `(R, C)`: `z_l W_embᵀ`.
     pub layers: Vec<B::Real>,
 }
+
+/// Called as `add(l, d, hidden)`: adds to `d` the gradient by the hidden states of layer `l`.
+pub(super) type AddGradient<'a, B> = dyn FnMut(usize, &mut <B as Storage>::Act, &<B as Storage>::Act) + 'a;
 
 /// Gradients on the way back through a stack.
 pub struct StackGradient<B: Backend> {
@@ -135,7 +138,7 @@ impl<B: Backend> Model<B> {
         acts: &StackActs<B>,
         tokens: &Tokens<B>,
         spans: &Spans<B>,
-        add: &mut dyn FnMut(usize, &mut B::Act, &B::Act),
+        add: &mut AddGradient<'_, B>,
     ) {
         let dims = &self.config.dims;
         self.backend.zero_act(&mut d.output, tokens.count * dims.hidden);
