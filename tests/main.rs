@@ -27,3 +27,5 @@ mod sampling;
 mod schedules;
 /// Tokenizer: Hugging Face's ids, decoding, streams, bad files.
 mod text;
+/// Runs: saved, killed, resumed, refused; what they start from.
+mod train;

@@ -6,6 +6,8 @@ mod measures;
 mod models;
 /// Commands on text: reconstruct, encode, decode, sample, generate.
 mod sentences;
+/// Training: flags, signals, a full disk.
+mod train;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@ mod attention;
 mod latent;
 mod latent_bwd;
 mod linear;
+mod optim;
 
 use della::backend::{Backend, Matrix, Role};
 use della::cpu::{Cpu, Isa, Options, gemm};
