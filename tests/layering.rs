@@ -42,7 +42,7 @@ const MAY_USE: [(&[&str], &[&str]); 11] = [
         &["train"],
         &[
             "error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "engine", "della", "eval",
-            "learn",
+            "learn", "chart",
         ],
     ),
     (&["eval"], &["error", "dims", "rng", "model", "generate", "latent", "engine", "chart"]),

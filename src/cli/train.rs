@@ -64,8 +64,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut logger = run.logger(Progress::stderr)?;
     let end = run.train(&stop, &mut logger);
     logger.finish();
-    match end? {
-        End::Finished => remark!("finished: {}", dir.join("latest").display()),
+    let end = end?;
+    let curves = run.draw()?;
+    match end {
+        End::Finished => remark!("finished: {}; its curves: {}", dir.join("latest").display(), curves.display()),
         End::Interrupted | End::TimeLimit => {
             let (step, steps) = (run.state().step, run.steps());
             remark!("stopped at step {step} of {steps}; continue with: della train --resume {}", dir.display());

@@ -6,6 +6,7 @@
 //! run/checkpoints/step-00001000/      config.json, model.safetensors, the tokenizer's files;
 //!                                     optimiser.safetensors (mean.*, square.*) and state.json
 //! run/best, run/latest                links to checkpoints
+//! run/log.jsonl, run/events.out.*     the log, and curves.svg drawn of it
 //! ```
 //! A checkpoint is written under another name and renamed when all of it is on the disk: at any moment every directory
 //! called `step-…` is whole.

@@ -53,9 +53,6 @@ impl Drop for RunLock {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader};
-    use std::process::{Command, Stdio};
-
     use super::*;
 
     #[test]
@@ -70,33 +67,5 @@ mod tests {
         assert_eq!(std::fs::read(dir.path().join(LOCK_FILE)).unwrap(), b"");
         drop(RunLock::acquire(dir.path()).unwrap());
         assert!(matches!(RunLock::acquire(&dir.path().join("absent")), Err(Error::Io { .. })));
-    }
-
-    /// Not a test: the process that the next one kills.
-    #[test]
-    #[ignore = "started by another test"]
-    fn holder() {
-        let Some(dir) = std::env::var_os("DELLA_TEST_LOCK_DIR") else { return };
-        let _held = RunLock::acquire(Path::new(&dir)).unwrap();
-        println!("\nheld");
-        std::thread::sleep(std::time::Duration::from_secs(60));
-    }
-
-    #[test]
-    fn a_killed_process_holds_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "train::lock::tests::holder", "--ignored", "--nocapture"])
-            .env("DELLA_TEST_LOCK_DIR", dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert!(lines.any(|line| line.unwrap() == "held"));
-        let error = RunLock::acquire(dir.path()).unwrap_err().to_string();
-        assert!(error.contains(&format!("process {}", child.id())), "{error}");
-        child.kill().unwrap();
-        child.wait().unwrap();
-        RunLock::acquire(dir.path()).unwrap();
     }
 }

@@ -30,6 +30,8 @@ use crate::model::params::Spec;
 
 /// The settings of a run, in its directory.
 const SETTINGS: &str = "settings.toml";
+/// The drawing of a run's log, beside it.
+const CURVES: &str = "curves.svg";
 
 /// What is told while a run is prepared.
 #[derive(Debug)]
@@ -203,6 +205,17 @@ impl Run {
         let resumed = (step > 0 || self.dir.join(LOG_FILE).exists()).then_some(step);
         let progress = progress(self.steps, step);
         Logger::open(&self.dir, &self.settings, self.steps, dims.layers * dims.latent, resumed, progress)
+    }
+
+    /// Draws the log to `curves.svg` in the run's directory.
+    ///
+    /// # Errors
+    /// Nothing was logged; the file cannot be written.
+    pub fn draw(&self) -> Result<PathBuf> {
+        let path = self.dir.join(CURVES);
+        let drawing = log::curves(&log::jsonl::read(&self.dir.join(LOG_FILE))?)?;
+        fs::write(&path, drawing).map_err(|e| Error::io(&path, e))?;
+        Ok(path)
     }
 
     /// Takes all steps that are left, or those until `stop` is set; a step that has begun is finished, and everything is

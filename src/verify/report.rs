@@ -154,18 +154,22 @@ fn errors(found: &[f64], wanted: &[f64], rounding: f64) -> (f64, f64) {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<26} {:<18} {:>10} {:>10} {:>10}", "tensor", "shape", "max error", "rel. error", "tolerance")?;
+        let widest = self.tensors.iter().map(|tensor| tensor.name.len()).max().unwrap_or(0).max(26);
+        let (shape, error, relative) = ("shape", "max error", "rel. error");
+        writeln!(f, "{:<widest$} {shape:<18} {error:>10} {relative:>10} {:>10}", "tensor", "tolerance")?;
         for tensor in &self.tensors {
-            writeln!(f, "{tensor}")?;
+            writeln!(f, "{tensor:<widest$}")?;
         }
         Ok(())
     }
 }
 
+/// The width is that of the name's column.
 impl fmt::Display for TensorReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.passes() { "ok" } else { "FAIL" };
-        write!(f, "{:<26} {:<18} ", self.name, format!("{:?}", self.shape))?;
+        let width = f.width().unwrap_or(0);
+        write!(f, "{:<width$} {:<18} ", self.name, format!("{:?}", self.shape))?;
         match &self.status {
             Status::Compared { error, relative, tolerance } => {
                 write!(f, "{error:>10.2e} {relative:>10.2e} {tolerance:>10.0e}  {verdict}")

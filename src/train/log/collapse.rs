@@ -148,6 +148,8 @@ mod tests {
             (1..20).find_map(|step| collapse.watch(&record(step, 0.05, 1))).unwrap()
         };
         let mut settings = Settings::default();
+        settings.objective.rec = Rec::Token;
+        settings.objective.beta_schedule = BetaSchedule::Constant;
         let all = text(&settings);
         for part in
             ["step 5: 0.050 nats", "(0.2 are", "1 of 100 units", "beta (now 1;", "cyclic", "free_bits", "word_dropout"]

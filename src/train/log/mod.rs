@@ -4,11 +4,13 @@
 
 pub mod active;
 pub mod collapse;
+mod curves;
 pub mod jsonl;
 pub mod progress;
 pub mod tensorboard;
 
 pub use active::ActiveUnits;
+pub use curves::curves;
 pub use progress::Progress;
 
 use std::collections::BTreeMap;
