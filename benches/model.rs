@@ -18,6 +18,7 @@ use della::model::encode::Row;
 use della::model::save::save;
 use della::model::{Config, Params};
 use della::rng::{Rng, Stream};
+use limits::threads;
 use ndarray::{Array3, Axis};
 
 const PRESET: &str = "randeng-226m";
@@ -32,11 +33,6 @@ fn model_dir() -> PathBuf {
         save(&dir, &config, ElementType::F32, &mut |i, spec| Ok(spec.initial(0, i))).expect("the model is written");
     }
     dir
-}
-
-fn threads() -> usize {
-    let given = std::env::var("DELLA_THREADS").ok().and_then(|n| n.parse().ok());
-    given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
 /// Weights that every token of a stack is multiplied with.

@@ -18,16 +18,12 @@ use della::model::dropout::Rates;
 use della::model::encode::Row;
 use della::model::gradient::{Batch, Objective};
 use della::rng::{Rng, Stream};
+use limits::threads;
 use ndarray::Array3;
 
 const PRESET: &str = "randeng-226m";
 /// Sentences and their tokens, as in the published code's figure.
 const BATCH: (usize, usize) = (8, 64);
-
-fn threads() -> usize {
-    let given = std::env::var("DELLA_THREADS").ok().and_then(|n| n.parse().ok());
-    given.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
-}
 
 /// Multiply-adds count twice; a backward pass is two forward passes. Matrices of both stacks and the head, and attention's
 /// scores and sums over half of the square.

@@ -165,18 +165,26 @@ fn a_directory_has_one_run() {
     assert!(error.contains("holds no run"), "{error}");
 }
 
-/// A loss that is no number ends the run before it is learnt from; the last checkpoint is from before.
+/// A loss that is no number ends the run before it is learnt from. The checkpoint that gave it goes, even if it is the last
+/// one that would be kept.
 #[test]
 fn a_diverged_run_keeps_its_last_good_checkpoint() {
     let dir = TempDir::new().unwrap();
     let run = dir.path().join("run");
-    let more = "optim = { lr = 1e30, warmup = 0, clip = 0.0 }\nrun = { save_every = 1 }";
-    let error = go_on(&mut begin(&run, settings(dir.path(), more)).unwrap(), false).unwrap_err().to_string();
-    for part in ["diverged at step 2, batch", "epoch 0", "checkpoint of step 1 is kept", "--lr"] {
+    let base = "run = { save_every = 1, keep_last = 1, keep_best = false, eval_every = 0, steps = 3 }";
+    go_on(&mut begin(&run, settings(dir.path(), base)).unwrap(), false).unwrap();
+    let more = format!("optim = {{ lr = 1e30, warmup = 0, clip = 0.0 }}\n{}", base.replace("steps = 3", "steps = 9"));
+    let absurd = settings(dir.path(), &more);
+    let mut resumed = Run::resume(&run, absurd, &threads(1), &mut |_| {}).unwrap();
+    let error = go_on(&mut resumed, false).unwrap_err().to_string();
+    drop(resumed);
+    for part in ["diverged at step 5, batch", "epoch 0", "checkpoint of step 3 is kept", "--lr"] {
         assert!(error.contains(part), "{part:?} in {error}");
     }
-    assert!(!run.join("checkpoints/step-00000002").exists());
-    assert_eq!(resume(&run, &threads(1)).err().map(|e| e.to_string()), None);
+    let steps: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(steps, ["step-00000003"]);
+    assert_eq!(fs::read_link(run.join("latest")).unwrap(), Path::new("checkpoints/step-00000003"));
+    assert_eq!(resume(&run, &threads(1)).unwrap().state().step, 3);
 }
 
 #[test]

@@ -12,6 +12,12 @@ const READ_LEN: usize = 1 << 26;
 /// Attempts, of which the fastest counts.
 const ATTEMPTS: usize = 5;
 
+/// `DELLA_THREADS`, or one for each core.
+pub fn threads() -> usize {
+    let given = std::env::var("DELLA_THREADS").ok().and_then(|n| n.parse().ok());
+    given.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()))
+}
+
 /// Bytes per second that `threads` threads read from memory together.
 pub fn read_bandwidth(threads: usize) -> f64 {
     let buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![t as f32; READ_LEN]).collect();

@@ -171,27 +171,43 @@ impl Checkpoints {
     pub fn prune(&self, last: usize, best: Option<u64>) -> Result<()> {
         let steps = self.steps()?;
         for step in steps.iter().rev().skip(last.max(1)).filter(|step| Some(**step) != best) {
-            let path = self.path(*step);
-            // a reader never meets half of it
-            let gone = self.dir.join(format!("{PARTIAL}{step}-old"));
-            fs::rename(&path, &gone).and_then(|()| fs::remove_dir_all(&gone)).map_err(|e| Error::io(&path, e))?;
+            self.remove(*step)?;
         }
         Ok(())
     }
 
-    /// Puts weights and averages of the checkpoint of `step` into `learner`, which has the same model.
+    /// Removes the checkpoint of `step`, whose weights turned out to be of no use, if there is one; `latest` becomes the
+    /// one before.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn discard(&self, step: u64) -> Result<bool> {
+        if !self.path(step).exists() {
+            return Ok(false);
+        }
+        self.remove(step)?;
+        if let Some(last) = self.steps()?.last() {
+            self.link("latest", &self.path(*last))?;
+        }
+        Ok(true)
+    }
+
+    fn remove(&self, step: u64) -> Result<()> {
+        // renamed first: a reader never meets half of it
+        let (path, gone) = (self.path(step), self.dir.join(format!("{PARTIAL}{step}-old")));
+        fs::rename(&path, &gone).and_then(|()| fs::remove_dir_all(&gone)).map_err(|e| Error::io(&path, e))
+    }
+
+    /// Puts the averages of the checkpoint of `step` into `learner`, which has its weights.
     ///
     /// # Errors
     /// The checkpoint cannot be read, or is of another model.
     pub fn load(&self, step: u64, learner: &mut dyn Learner) -> Result<()> {
         let specs = learner.engine().config().specs();
-        let path = self.path(step);
-        let file = Checkpoint::open_as_is(path.join(OPTIMISER))?;
-        let weights = Checkpoint::open(&path)?;
+        let file = Checkpoint::open_as_is(self.path(step).join(OPTIMISER))?;
         for (index, spec) in specs.list().into_iter().enumerate() {
-            let named = |prefix: &str| format!("{prefix}.{}", spec.name);
-            let parts = AVERAGES.map(|(part, prefix)| (part, &file, named(prefix)));
-            for (part, file, name) in [(Part::Weight, &weights, spec.name.clone())].into_iter().chain(parts) {
+            for (part, prefix) in AVERAGES {
+                let name = format!("{prefix}.{}", spec.name);
                 let found = file.get(&name).map(|tensor| tensor.shape.clone());
                 if found.as_ref() != Some(&spec.shape) {
                     let found = found.map_or("is missing".into(), |shape| format!("has shape {shape:?}"));

@@ -67,6 +67,8 @@ pub struct Run {
     per_epoch: u64,
     decay: Vec<f64>,
     rates: Rates,
+    /// Whether no step was taken yet from the last checkpoint: older ones wait for it to be removed.
+    unproven: bool,
     _lock: RunLock,
 }
 
@@ -171,6 +173,7 @@ impl Run {
             per_epoch,
             decay,
             rates,
+            unproven: false,
             _lock: lock,
         })
     }
@@ -233,6 +236,9 @@ impl Run {
         while self.state.step < self.steps {
             let step = self.step(&mut batches)?;
             meter.add(step);
+            if std::mem::take(&mut self.unproven) {
+                self.prune()?;
+            }
             let (done, run) = (self.state.step, &self.settings.run);
             logger.step(done);
             let end = match limit {
@@ -261,6 +267,9 @@ impl Run {
                 self.save(logger)?;
             }
             if let Some(end) = end {
+                if end == End::Finished {
+                    self.prune()?;
+                }
                 return Ok(end);
             }
         }
@@ -355,23 +364,39 @@ impl Run {
         Ok(Measured { report, best })
     }
 
-    /// Writes a checkpoint of this step, and removes those that are kept no longer.
+    /// Writes a checkpoint of this step.
     fn save(&mut self, logger: &mut Logger) -> Result<()> {
         let path = self.checkpoints.save(&mut *self.learner, &self.state, &self.start.files)?;
-        let best = self.state.best.map(|best| best.step).filter(|_| self.settings.run.keep_best);
-        if best == Some(self.state.step) {
+        if self.best() == Some(self.state.step) {
             self.checkpoints.mark_best(self.state.step)?;
         }
-        self.checkpoints.prune(self.settings.run.keep_last, best)?;
+        self.unproven = true;
         logger.say(&format!("saved {}", path.display()));
         Ok(())
     }
 
+    /// The step of the best checkpoint, if it is to be kept.
+    fn best(&self) -> Option<u64> {
+        self.state.best.map(|best| best.step).filter(|_| self.settings.run.keep_best)
+    }
+
+    /// Removes checkpoints that are kept no longer.
+    fn prune(&self) -> Result<()> {
+        self.checkpoints.prune(self.settings.run.keep_last, self.best())
+    }
+
+    /// The weights of this step give what is no number: a checkpoint of them is removed, those before are kept.
     fn diverged(&mut self, what: &str, state: &State) -> Error {
         self.learner.forget();
+        let step = self.state.step;
+        if self.best() != Some(step)
+            && let Err(e) = self.checkpoints.discard(step)
+        {
+            return e;
+        }
         let kept = match self.checkpoints.steps().ok().and_then(|steps| steps.last().copied()) {
             Some(step) => format!("the checkpoint of step {step} is kept"),
-            None => "no checkpoint was written yet".into(),
+            None => "there is no checkpoint from before".into(),
         };
         let (epoch, batch) = (state.position.epoch, state.position.batch);
         Error::Unsupported(format!(
