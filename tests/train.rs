@@ -145,6 +145,10 @@ fn the_last_checkpoints_and_the_best_are_kept() {
     wanted.sort();
     wanted.dedup();
     assert_eq!(kept, wanted);
+    // the checkpoint that a session began with is not kept either
+    let more = Settings::resolve(Some(&settings_of(&run).unwrap()), &"run = { steps = 14 }".parse().unwrap()).unwrap();
+    go_on(&mut Run::resume(&run, more, &threads(1), &mut |_| {}).unwrap(), false).unwrap();
+    assert!(run.join("checkpoints/step-00000014").exists() && !run.join("checkpoints/step-00000009").exists());
     // a checkpoint is a model like any other
     let della = Della::open(run.join("best")).unwrap();
     assert_eq!(della.encode(["我喜欢水果。"], &Options::default()).unwrap().z.shape(), [1, 2, 4]);

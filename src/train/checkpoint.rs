@@ -28,7 +28,6 @@ use crate::io::safetensors::{self, Header};
 use crate::io::{ElementType, read_small};
 use crate::learn::Part;
 use crate::model::save;
-use crate::text;
 
 const PARTIAL: &str = ".partial-";
 const NAME: &str = "step-";
@@ -133,11 +132,11 @@ impl Checkpoints {
         Ok(steps)
     }
 
-    /// Writes a checkpoint; `files` are copied to it.
+    /// Writes a checkpoint with `files`, by name and content, in it.
     ///
     /// # Errors
     /// It cannot be written: the checkpoints that were there are as they were.
-    pub fn save(&self, learner: &mut dyn Learner, state: &State, files: &[PathBuf]) -> Result<PathBuf> {
+    pub fn save(&self, learner: &mut dyn Learner, state: &State, files: &[(&str, Vec<u8>)]) -> Result<PathBuf> {
         let path = self.path(state.step);
         if path.exists() {
             return Ok(path);
@@ -256,17 +255,15 @@ pub fn read_state(path: &Path) -> Result<State> {
     Ok(state)
 }
 
-fn write(dir: &Path, learner: &mut dyn Learner, state: &State, files: &[PathBuf]) -> Result<()> {
+fn write(dir: &Path, learner: &mut dyn Learner, state: &State, files: &[(&str, Vec<u8>)]) -> Result<()> {
     let config = learner.engine().config().clone();
     save::save(dir, &config, ElementType::F32, &mut |index, spec| {
         let mut values = vec![0.0; spec.len()];
         learner.read(Part::Weight, index, &mut values);
         Ok(values)
     })?;
-    for file in files {
-        if let Some(name) = file.file_name() {
-            text::copy_file(file, &dir.join(name))?;
-        }
+    for (name, content) in files {
+        write_file(&dir.join(name), content)?;
     }
     let specs = config.specs();
     let specs = specs.list();
@@ -287,11 +284,15 @@ fn write(dir: &Path, learner: &mut dyn Learner, state: &State, files: &[PathBuf]
         Ok(Cow::Owned(values.iter().flat_map(|x| x.to_le_bytes()).collect()))
     })?;
     // last, so that a directory with a state is whole
-    let path = dir.join(STATE);
     let text = serde_json::to_string(state).expect("plain numbers and text");
-    let mut file = fs::File::create_new(&path).map_err(|e| Error::io(&path, e))?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(&path, e))?;
+    write_file(&dir.join(STATE), text.as_bytes())?;
     sync(dir)
+}
+
+/// Writes a new file and waits until it is on the disk.
+fn write_file(path: &Path, content: &[u8]) -> Result<()> {
+    let mut file = fs::File::create_new(path).map_err(|e| Error::io(path, e))?;
+    file.write_all(content).and_then(|()| file.sync_all()).map_err(|e| Error::io(path, e))
 }
 
 /// Waits until the names in a directory are on the disk.

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ use crate::io::read_small;
 use crate::model::Config;
 use crate::model::config::MAX_BYTES;
 use crate::model::params::Spec;
-use crate::text::{self, Tokenizer};
+use crate::text::{self, Tokenizer, read_file};
 
 /// A model before its first step.
 pub struct Start {
@@ -22,8 +22,9 @@ pub struct Start {
     pub config: Config,
     /// Text to ids.
     pub tokenizer: Tokenizer,
-    /// The tokenizer's files, to lie beside every checkpoint.
-    pub files: Vec<PathBuf>,
+    /// The tokenizer's files, to lie beside every checkpoint: their names and contents, because the directory they come
+    /// from may be a checkpoint that is not kept.
+    pub files: Vec<(&'static str, Vec<u8>)>,
     /// What was taken over, and what was not: one sentence each.
     pub notes: Vec<String>,
     source: Option<Source>,
@@ -101,7 +102,7 @@ impl Start {
             json.insert(key.into(), size.into());
         }
         let config = configure(Path::new("model"), json, settings, &tokenizer)?;
-        Self::build(config, tokenizer, vec![vocab.clone()], None, seed)
+        Self::build(config, tokenizer, vec![(text::FILES[0], read_file(vocab)?)], None, seed)
     }
 
     fn from_della(dir: &Path, settings: &ModelSettings, seed: u64) -> Result<Self> {
@@ -146,7 +147,7 @@ impl Start {
     fn build(
         config: Config,
         tokenizer: Tokenizer,
-        files: Vec<PathBuf>,
+        files: Vec<(&'static str, Vec<u8>)>,
         source: Option<Source>,
         seed: u64,
     ) -> Result<Self> {
@@ -237,15 +238,17 @@ impl Source {
     }
 }
 
-/// The tokenizer of a model directory, or of another vocabulary if the settings name one, with its files.
-fn tokenizer(dir: &Path, settings: &ModelSettings, conditional: bool) -> Result<(Tokenizer, Vec<PathBuf>)> {
-    match &settings.vocab {
-        Some(vocab) => Ok((Tokenizer::from_vocab(vocab, conditional)?, vec![vocab.clone()])),
-        None => {
-            let files = text::FILES.iter().map(|file| dir.join(file)).filter(|path| path.exists()).collect();
-            Ok((Tokenizer::from_dir(dir, conditional)?, files))
-        }
+/// A tokenizer with its files.
+type Text = (Tokenizer, Vec<(&'static str, Vec<u8>)>);
+
+/// The tokenizer of a model directory, or of another vocabulary if the settings name one.
+fn tokenizer(dir: &Path, settings: &ModelSettings, conditional: bool) -> Result<Text> {
+    if let Some(vocab) = &settings.vocab {
+        return Ok((Tokenizer::from_vocab(vocab, conditional)?, vec![(text::FILES[0], read_file(vocab)?)]));
     }
+    let present = text::FILES.into_iter().filter(|file| dir.join(file).exists());
+    let files = present.map(|file| Ok((file, read_file(&dir.join(file))?))).collect::<Result<_>>()?;
+    Ok((Tokenizer::from_dir(dir, conditional)?, files))
 }
 
 /// A configuration with what the settings and the vocabulary add to it.
