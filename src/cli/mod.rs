@@ -25,6 +25,7 @@ mod reconstruct;
 mod sample;
 mod tokenize;
 mod verify;
+mod vocab;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ enum Command {
     Sample(sample::Args),
     Generate(generate::Args),
     Tokenize(tokenize::Args),
+    Vocab(vocab::Args),
     Inspect(inspect::Args),
     Convert(convert::Args),
     Init(init::Args),
@@ -64,6 +66,7 @@ impl Command {
             Command::Sample(args) => sample::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Tokenize(args) => tokenize::run(args),
+            Command::Vocab(args) => vocab::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Init(args) => init::run(args),
