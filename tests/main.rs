@@ -5,6 +5,8 @@ mod util;
 
 /// The `della` command, from its arguments to its exit code.
 mod cli;
+/// Training corpora: files of sentences, and the caches made of them.
+mod data;
 /// Requests: a row gives the same bits in any company, cached or not.
 mod engine;
 /// Scores of sentences and what they are summed up to.

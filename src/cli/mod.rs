@@ -28,6 +28,7 @@ mod tokenize;
 mod train;
 mod train_flags;
 mod verify;
+mod vocab;
 
 use std::fmt;
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ enum Command {
     Sample(sample::Args),
     Generate(generate::Args),
     Tokenize(tokenize::Args),
+    Vocab(vocab::Args),
     Inspect(inspect::Args),
     Convert(convert::Args),
     Init(init::Args),
@@ -69,6 +71,7 @@ impl Command {
             Command::Sample(args) => sample::run(args),
             Command::Generate(args) => generate::run(args),
             Command::Tokenize(args) => tokenize::run(args),
+            Command::Vocab(args) => vocab::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Init(args) => init::run(args),

@@ -1,11 +1,13 @@
-//! Text in, ids out, and back: BERT's WordPiece through the `tokenizers` crate, text as a person would write it, and the
-//! conditions of the conditional model.
+//! Text in, ids out, and back: BERT's WordPiece through the `tokenizers` crate, text as a person would write it, the
+//! conditions of the conditional model, and vocabularies for new domains.
 
+mod build;
 mod decode;
 mod entities;
 mod files;
 mod tokenizer;
 
+pub use build::{SPECIAL, TokenCounts, VocabOptions, Vocabulary, WordCounts};
 pub use decode::{DecodeOptions, StreamDecoder, Unknown};
 pub use entities::{Entity, condition_ids, contains_all, training_condition_ids};
 pub use files::{FILES, Source, copy_file, read_file};

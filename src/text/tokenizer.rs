@@ -274,7 +274,7 @@ impl Tokenizer {
     }
 }
 
-fn normalized(normalizer: Option<&BertNormalizer>, text: &str) -> NormalizedString {
+pub(super) fn normalized(normalizer: Option<&BertNormalizer>, text: &str) -> NormalizedString {
     let mut text = NormalizedString::from(text);
     if let Some(normalizer) = normalizer {
         // BERT's normaliser has no way to fail.

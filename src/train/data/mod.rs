@@ -259,16 +259,16 @@ impl Corpus {
 /// `take`, in order.
 ///
 /// # Errors
-/// As [`Corpus::open`], without those of a model and its cache; `take` fails.
+/// As [`Corpus::open`], without those of a model and its cache; `work` or `take` fails.
 pub fn read_sentences<T: Send + Default>(
     sources: &[PathBuf],
     options: &DataOptions,
     progress: &dyn Fn(Progress<'_>) -> ControlFlow<()>,
-    work: impl Fn(&mut T, &str) + Sync,
+    work: impl Fn(&mut T, &str) -> Result<()> + Sync,
     take: impl FnMut(T) -> Result<()>,
 ) -> Result<Report> {
     let kept = |made: &mut T, record: Record<'_>| {
-        work(made, &record.text);
+        work(made, &record.text)?;
         Ok(Fate::Kept { tokens: 0, unknown: 0, truncated: false })
     };
     read(&find(sources, options)?, options, false, progress, kept, take)
