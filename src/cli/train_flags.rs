@@ -4,9 +4,9 @@ use std::path::{PathBuf, absolute};
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use della::train::settings::{
-    BetaSchedule, Choice, DataFormat, Decay, FreeBitsBy, Key, Kl, Long, LrSchedule, Rec, Settings,
-};
+use della::model::gradient::{Divergence, FreeBits, Reconstruction};
+use della::train::data::{Format, Long};
+use della::train::settings::{BetaSchedule, Choice, Decay, Key, LrSchedule, Settings};
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -74,8 +74,8 @@ struct DataFlags {
     train: Option<Vec<PathBuf>>,
     #[arg(long, value_name = "FILE", num_args = 1.., value_parser = path(), help = help("data", "valid"))]
     valid: Option<Vec<PathBuf>>,
-    #[arg(long, value_name = "WORD", value_parser = choice::<DataFormat>(), help = help("data", "format"))]
-    format: Option<DataFormat>,
+    #[arg(long, value_name = "WORD", value_parser = choice::<Format>(), help = help("data", "format"))]
+    format: Option<Format>,
     #[arg(long, value_name = "NAME", value_delimiter = ',', help = help("data", "labels"))]
     labels: Option<Vec<String>>,
     #[arg(long, value_name = "N", help = help("data", "max_chars"))]
@@ -131,10 +131,10 @@ struct OptimFlags {
 #[derive(Args, Debug, Default, Serialize)]
 #[command(next_help_heading = "Objective")]
 struct ObjectiveFlags {
-    #[arg(long, value_name = "WORD", value_parser = choice::<Rec>(), help = help("objective", "rec"))]
-    rec: Option<Rec>,
-    #[arg(long, value_name = "WORD", value_parser = choice::<Kl>(), help = help("objective", "kl"))]
-    kl: Option<Kl>,
+    #[arg(long, value_name = "WORD", value_parser = choice::<Reconstruction>(), help = help("objective", "rec"))]
+    rec: Option<Reconstruction>,
+    #[arg(long, value_name = "WORD", value_parser = choice::<Divergence>(), help = help("objective", "kl"))]
+    kl: Option<Divergence>,
     #[arg(long, value_name = "X", help = help("objective", "beta"))]
     beta: Option<f64>,
     #[arg(long, value_name = "WORD", value_parser = choice::<BetaSchedule>(), help = help("objective", "beta_schedule"))]
@@ -149,8 +149,8 @@ struct ObjectiveFlags {
     beta_steps: Option<u64>,
     #[arg(long, value_name = "X", help = help("objective", "free_bits"))]
     free_bits: Option<f64>,
-    #[arg(long, value_name = "WORD", value_parser = choice::<FreeBitsBy>(), help = help("objective", "free_bits_by"))]
-    free_bits_by: Option<FreeBitsBy>,
+    #[arg(long, value_name = "WORD", value_parser = choice::<FreeBits>(), help = help("objective", "free_bits_by"))]
+    free_bits_by: Option<FreeBits>,
     #[arg(long, value_name = "X", help = help("objective", "word_dropout"))]
     word_dropout: Option<f64>,
     #[arg(long, value_name = "X", help = help("objective", "latent_dropout"))]

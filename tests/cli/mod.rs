@@ -8,6 +8,8 @@ mod models;
 mod sentences;
 /// Training: flags, signals, a full disk.
 mod train;
+/// Building vocabularies.
+mod vocab;
 
 use std::fs;
 use std::path::{Path, PathBuf};

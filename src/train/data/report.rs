@@ -161,7 +161,7 @@ impl Report {
     pub(super) fn check_strict(&self, options: &DataOptions) -> Result<()> {
         let Some(first) = self.first_broken.first().filter(|_| options.strict) else { return Ok(()) };
         let path = self.sources.get(first.source).map_or(Path::new("?"), |source| &source.path);
-        Err(Error::format(path, format!("line {} {}; mend it, or allow broken lines", first.line, first.reason)))
+        Err(Error::format(path, format!("line {}: {}; mend it, or allow broken lines", first.line, first.reason)))
     }
 
     /// # Errors
@@ -244,7 +244,7 @@ pub(super) fn no_labels(path: &Path, format: Format) -> Error {
         _ => format!(
             "has no labels to choose from: it is read as {}; labels come from files of label, tab, sentence (.tsv) or \
              from JSONL",
-            format.name()
+            format
         ),
     };
     Error::format(path, message)

@@ -10,7 +10,7 @@ use std::sync::mpsc::SyncSender;
 
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::io::quoted;
@@ -27,8 +27,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 const MOST_MEMORY: u64 = 1 << 30;
 
 /// What the lines of a file hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// By the name, without the `.xz`, `.zst` or `.gz` at its end: `.tsv`, `.jsonl`, anything else is text.
     #[default]
@@ -56,16 +55,6 @@ impl Format {
             Some("tsv") => Format::Tsv,
             Some("jsonl") => Format::Jsonl,
             _ => Format::Text,
-        }
-    }
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::Auto => "auto",
-            Format::Text => "text",
-            Format::Tsv => "tsv",
-            Format::Jsonl => "jsonl",
         }
     }
 }

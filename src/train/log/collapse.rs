@@ -2,7 +2,8 @@
 //! is a language model. That is the usual way for a text VAE to fail, and it looks well in the loss.
 
 use super::Record;
-use crate::train::settings::{BetaSchedule, ObjectiveSettings, Rec, Settings};
+use crate::model::gradient::Reconstruction;
+use crate::train::settings::{BetaSchedule, ObjectiveSettings, Settings};
 
 /// KL in nats of a layer, on average over layers, below which nothing passes.
 const LEAST_KL: f64 = 0.1;
@@ -75,11 +76,11 @@ impl Collapse {
     fn advice(&self, beta: f64) -> String {
         let objective = &self.objective;
         let mut advice = vec![match objective.rec {
-            Rec::Token => format!(
+            Reconstruction::Token => format!(
                 "lower objective.beta (now {beta}; a reconstruction loss per token, as objective.rec = \"token\" has it, \
                  calls for about 1 / the tokens of a sentence)"
             ),
-            Rec::Sum => format!("lower objective.beta (now {beta})"),
+            Reconstruction::Sum => format!("lower objective.beta (now {beta})"),
         }];
         if objective.beta_schedule == BetaSchedule::Constant {
             advice.push("let it rise from 0 with objective.beta_schedule = \"cyclic\"".into());
@@ -148,7 +149,7 @@ mod tests {
             (1..20).find_map(|step| collapse.watch(&record(step, 0.05, 1))).unwrap()
         };
         let mut settings = Settings::default();
-        settings.objective.rec = Rec::Token;
+        settings.objective.rec = Reconstruction::Token;
         settings.objective.beta_schedule = BetaSchedule::Constant;
         let all = text(&settings);
         for part in
@@ -157,7 +158,7 @@ mod tests {
             assert!(all.contains(part), "{part}: {all}");
         }
         settings.objective = ObjectiveSettings {
-            rec: Rec::Sum,
+            rec: Reconstruction::Sum,
             beta_schedule: BetaSchedule::Cyclic,
             free_bits: 1.0,
             word_dropout: 0.1,

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::model::gradient::{Divergence, FreeBits, Reconstruction};
+use crate::train::data::{Format, Long};
 
 /// What a setting can be.
 pub trait Kind {
@@ -29,18 +32,11 @@ impl<T: Kind> Kind for Option<T> {
     const WORDS: &[(&str, &str)] = T::WORDS;
 }
 
-macro_rules! choices {
-    ($($(#[doc = $about:literal])+ $name:ident {
-        $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+
-    })+) => {$(
-        $(#[doc = $about])+
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[doc = $doc])+ #[serde(rename = $word)] $variant,)+
-        }
-
+/// Gives the variants of enums, which may be declared elsewhere, their words and what each means.
+macro_rules! words {
+    ($($name:ident { $($variant:ident = $word:literal: $doc:expr,)+ })+) => {$(
         impl Kind for $name {
-            const WORDS: &[(&str, &str)] = &[$(($word, concat!($($doc),+))),+];
+            const WORDS: &[(&str, &str)] = &[$(($word, $doc)),+];
         }
 
         impl Choice for $name {
@@ -59,28 +55,67 @@ macro_rules! choices {
                 })
             }
         }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                const KNOWN: &[&str] = &[$($word),+];
+                let word = String::deserialize(deserializer)?;
+                <Self as Choice>::of(&word).ok_or_else(|| de::Error::unknown_variant(&word, KNOWN))
+            }
+        }
     )+};
 }
 
-choices! {
-    /// How a data file is read.
-    DataFormat {
-        /// By the name: .jsonl and .tsv are those, everything else is text.
-        Auto = "auto",
-        /// A sentence per line.
-        Text = "text",
-        /// A label, a tab and a sentence per line.
-        Tsv = "tsv",
-        /// An object per line.
-        Jsonl = "jsonl",
+/// Declares enums of words.
+macro_rules! choices {
+    ($($(#[doc = $about:literal])+ $name:ident {
+        $($(#[doc = $doc:literal])+ $variant:ident = $word:literal,)+
+    })+) => {
+        $(
+            $(#[doc = $about])+
+            #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+            pub enum $name {
+                $($(#[doc = $doc])+ $variant,)+
+            }
+        )+
+
+        words! { $($name { $($variant = $word: concat!($($doc),+),)+ })+ }
+    };
+}
+
+words! {
+    Format {
+        Auto = "auto": "By the name: .jsonl and .tsv are those, everything else is text.",
+        Text = "text": "A sentence per line.",
+        Tsv = "tsv": "A label, a tab and a sentence per line.",
+        Jsonl = "jsonl": "An object per line.",
     }
-    /// What happens to a sentence that is longer than the model can read.
     Long {
-        /// It is left out.
-        Skip = "skip",
-        /// Its end is cut off.
-        Truncate = "truncate",
+        Skip = "skip": "It is left out.",
+        Truncate = "truncate": "Its end is cut off.",
     }
+    Reconstruction {
+        Token = "token": "Their sum over the row's length, as the published code: beta = 1 then weighs the KL far more than the ELBO.",
+        Sum = "sum": "Their sum: with kl = \"sum\" and beta = 1, the loss is the negative ELBO.",
+    }
+    Divergence {
+        Sum = "sum": "Their sum.",
+        Mean = "mean": "Their mean, as the paper.",
+    }
+    FreeBits {
+        Total = "total": "The KL of a row.",
+        Layer = "layer": "The KL of each layer.",
+        Dimension = "dimension": "The KL of each unit.",
+    }
+}
+
+choices! {
     /// Which parameters weight decay shrinks.
     Decay {
         /// Every one whose name has neither `bias` nor `LayerNorm.weight` in it, so the weights of ln_1, ln_2, ln_f too.
@@ -97,20 +132,6 @@ choices! {
         /// It falls as half a cosine.
         Cosine = "cosine",
     }
-    /// How a row's reconstruction loss comes from its tokens'.
-    Rec {
-        /// Their sum over the row's length, as the published code: beta = 1 then weighs the KL far more than the ELBO.
-        Token = "token",
-        /// Their sum: with kl = "sum" and beta = 1, the loss is the negative ELBO.
-        Sum = "sum",
-    }
-    /// How a row's KL comes from its layers'.
-    Kl {
-        /// Their sum.
-        Sum = "sum",
-        /// Their mean, as the paper.
-        Mean = "mean",
-    }
     /// How beta changes.
     BetaSchedule {
         /// It stays.
@@ -121,15 +142,6 @@ choices! {
         Cyclic = "cyclic",
         /// In each of beta_cycles, half at beta_start, a quarter rising, a quarter at beta: the published code's.
         Published = "published",
-    }
-    /// What the free bits are given to.
-    FreeBitsBy {
-        /// The KL of a row.
-        Total = "total",
-        /// The KL of each layer.
-        Layer = "layer",
-        /// The KL of each unit.
-        Dimension = "dimension",
     }
 }
 

@@ -15,12 +15,12 @@ use std::path::{Path, PathBuf, absolute};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use super::data::{self, DataOptions};
+use super::data::{DataOptions, Format, Long};
 use crate::error::{Error, Result};
 use crate::io::read_small;
 use crate::model::gradient::{Divergence, FreeBits, Objective, Reconstruction};
 
-pub use choice::{BetaSchedule, Choice, DataFormat, Decay, FreeBitsBy, Kind, Kl, Long, LrSchedule, Rec};
+pub use choice::{BetaSchedule, Choice, Decay, Kind, LrSchedule};
 
 /// The largest settings file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -114,7 +114,7 @@ sections! {
         /// Files of sentences that are not learnt from, to measure with.
         valid: Vec<PathBuf> = Vec::new(),
         /// How the files are read.
-        format: DataFormat = DataFormat::Auto,
+        format: Format = Format::Auto,
         /// Only sentences with one of these labels; none given, all.
         labels: Vec<String> = Vec::new(),
         /// Sentences with more characters are left out.
@@ -165,9 +165,9 @@ sections! {
     /// What is minimised: reconstruction + beta · KL.
     objective: ObjectiveSettings {
         /// How a row's reconstruction loss comes from its tokens'.
-        rec: Rec = Rec::Sum,
+        rec: Reconstruction = Reconstruction::Sum,
         /// How a row's KL comes from its layers'.
-        kl: Kl = Kl::Sum,
+        kl: Divergence = Divergence::Sum,
         /// Weight of the KL.
         beta: f64 = 1.0,
         /// How it changes.
@@ -183,7 +183,7 @@ sections! {
         /// KL in nats that costs nothing.
         free_bits: f64 = 0.0,
         /// What each has that many of.
-        free_bits_by: FreeBitsBy = FreeBitsBy::Total,
+        free_bits_by: FreeBits = FreeBits::Total,
         /// Share of the decoder's input tokens that are hidden from it.
         word_dropout: f64 = 0.0,
         /// Share of the latents' units that are hidden from the decoder.
@@ -303,21 +303,11 @@ impl ObjectiveSettings {
     /// The objective at the end of the schedule.
     pub fn objective(&self) -> Objective {
         Objective {
-            reconstruction: match self.rec {
-                Rec::Token => Reconstruction::Token,
-                Rec::Sum => Reconstruction::Sum,
-            },
-            divergence: match self.kl {
-                Kl::Sum => Divergence::Sum,
-                Kl::Mean => Divergence::Mean,
-            },
+            reconstruction: self.rec,
+            divergence: self.kl,
             beta: self.beta,
             free_bits: self.free_bits,
-            free_bits_by: match self.free_bits_by {
-                FreeBitsBy::Total => FreeBits::Total,
-                FreeBitsBy::Layer => FreeBits::Layer,
-                FreeBitsBy::Dimension => FreeBits::Dimension,
-            },
+            free_bits_by: self.free_bits_by,
         }
     }
 }
@@ -326,18 +316,10 @@ impl DataSettings {
     /// Which lines of the training data are read.
     pub fn options(&self) -> DataOptions {
         DataOptions {
-            format: match self.format {
-                DataFormat::Auto => data::Format::Auto,
-                DataFormat::Text => data::Format::Text,
-                DataFormat::Tsv => data::Format::Tsv,
-                DataFormat::Jsonl => data::Format::Jsonl,
-            },
+            format: self.format,
             labels: self.labels.clone(),
             max_chars: self.max_chars,
-            long: match self.long {
-                Long::Skip => data::Long::Skip,
-                Long::Truncate => data::Long::Truncate,
-            },
+            long: self.long,
             strict: self.strict,
             limit: self.limit,
         }
