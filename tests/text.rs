@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use della::text::{DecodeOptions, StreamDecoder, Tokenizer, Unknown};
+use della::text::{BulkEncoder, DecodeOptions, Source, StreamDecoder, Tokenizer, Unknown};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -61,7 +61,46 @@ fn chinese_comes_back_as_it_was() {
     assert!(same.count() > 50);
 }
 
+fn bulk() -> &'static BulkEncoder<'static> {
+    static BULK: std::sync::OnceLock<BulkEncoder<'static>> = std::sync::OnceLock::new();
+    BULK.get_or_init(|| BulkEncoder::new(tokenizer()))
+}
+
+#[test]
+fn bulk_encoding_gives_the_same_ids() {
+    for case in cases() {
+        assert_eq!(bulk().encode(&case.text).unwrap(), case.ids, "{:?}", case.text);
+    }
+}
+
+/// Added tokens of Chinese characters, and a model that leaves Chinese words whole.
+#[test]
+fn bulk_encoding_minds_the_settings() {
+    let vocab = "[PAD]\n[UNK]\n你\n好\n你好\n##好\n，\n吗\n".as_bytes();
+    for config in [
+        r#"{"added_tokens_decoder": {"4": {"content": "你好"}}}"#,
+        r#"{"additional_special_tokens": ["好，"]}"#,
+        r#"{"tokenize_chinese_chars": false}"#,
+        r#"{"strip_accents": false}"#,
+    ] {
+        let dir = std::path::Path::new("test");
+        let source = Source { dir, vocab, special_tokens_map: None, tokenizer_config: Some(config.as_bytes()) };
+        let tokenizer = Tokenizer::from_bytes(source, false).unwrap();
+        let bulk = BulkEncoder::new(&tokenizer);
+        for text in ["你好", "你好，你吗", "好你好，好，吗x你\u{301}好", "，\u{301}吗 好"] {
+            assert_eq!(bulk.encode(text).unwrap(), tokenizer.encode(text).unwrap().ids, "{config} {text}");
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn bulk_encoding_of_any_text_gives_the_same_ids(
+        text in "([a-z0-9]{1,3}|[A-ZÀ-ÿΣ\u{300}-\u{330}\u{3000}\u{200d}　]| |[\"'.,:()%$#-]|[。，！？「」⋯]|[一-十]|[가-깋か-ん]|\\PC|<BOS>|\\[MASK\\]|\\[UNK\\]){0,40}"
+    ) {
+        prop_assert_eq!(bulk().encode(&text).unwrap(), tokenizer().encode(&text).unwrap().ids);
+    }
+
     #[test]
     fn any_text_encodes_and_survives_decoding(
         text in "([a-z0-9]{1,3}|[ \"'.,:()%$#-]| |[一-十]|\\PC|<BOS>|\\[MASK\\]|\\[UNK\\]){0,60}"

@@ -81,6 +81,8 @@ pub struct Tokenizer {
     specials: Specials,
     /// How many tokens the vocabulary file has; the rest were added here.
     in_file: usize,
+    /// The added tokens that are not special, but found in text as they are written too.
+    added: Vec<u32>,
     fingerprint: u128,
 }
 
@@ -173,7 +175,7 @@ impl Tokenizer {
             fingerprint.update(&(text.len() as u64).to_le_bytes());
             fingerprint.update(text.as_bytes());
         }
-        Ok(Tokenizer { path, inner, tokens, special, specials, in_file, fingerprint: fingerprint.digest128() })
+        Ok(Tokenizer { path, inner, tokens, special, specials, in_file, added, fingerprint: fingerprint.digest128() })
     }
 
     /// The tokens of `text`; special tokens in it are recognised, none is added.
@@ -233,6 +235,11 @@ impl Tokenizer {
     /// Whether `id` is a special token (`[UNK]` is one).
     pub fn is_special(&self, id: u32) -> bool {
         self.special.binary_search(&id).is_ok()
+    }
+
+    /// Whether `id` is found in text as it is written, before anything else is done to the text.
+    pub(super) fn is_whole(&self, id: u32) -> bool {
+        self.is_special(id) || self.added.contains(&id)
     }
 
     /// What is wrong if a model's `vocab_size` is `expected`: both sizes, where [`vocab_len`](Self::vocab_len) comes from,

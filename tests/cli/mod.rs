@@ -4,6 +4,8 @@ mod arguments;
 mod models;
 /// Commands on text: reconstruct, encode, decode, sample, generate.
 mod sentences;
+/// Building vocabularies.
+mod vocab;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -31,7 +31,7 @@ use self::source::{Broken, Source, empty};
 use crate::della::check_vocabulary;
 use crate::error::{Error, Result};
 use crate::model::Config;
-use crate::text::{Tokenizer, training_condition_ids};
+use crate::text::{BulkEncoder, Tokenizer, training_condition_ids};
 
 /// What becomes of a sentence with more tokens than the model has positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,7 +180,8 @@ impl Corpus {
         }
         hashes.save();
         let mut writer = Writer::new(&path, key, tokenizer.vocab_len(), conditional)?;
-        let row = |rows: &mut Rows, record: Record<'_>| encode(tokenizer, config, options.long, rows, record);
+        let bulk = BulkEncoder::new(tokenizer);
+        let row = |rows: &mut Rows, record: Record<'_>| encode(tokenizer, &bulk, config, options.long, rows, record);
         let report = read(&found, options, conditional, progress, row, |rows| writer.push(&rows))?;
         report.check_rows()?;
         for (source, stamp) in found.iter().zip(&stamps) {
@@ -329,7 +330,14 @@ fn key(sources: &[Source], contents: &[u128], tokenizer: &Tokenizer, config: &Co
 }
 
 /// Adds a record to `rows` as the model reads it: `[condition,] <BOS> … <EOS>`.
-fn encode(tokenizer: &Tokenizer, config: &Config, long: Long, rows: &mut Rows, record: Record<'_>) -> Result<Fate> {
+fn encode(
+    tokenizer: &Tokenizer,
+    bulk: &BulkEncoder<'_>,
+    config: &Config,
+    long: Long,
+    rows: &mut Rows,
+    record: Record<'_>,
+) -> Result<Fate> {
     let specials = tokenizer.specials();
     let broken = |kind, reason: String| Ok(Fate::Broken(Broken::new(kind, reason)));
     let condition = match config.dims.conditional {
@@ -343,7 +351,7 @@ fn encode(tokenizer: &Tokenizer, config: &Config, long: Long, rows: &mut Rows, r
             Err(e) => return Err(e),
         },
     };
-    let mut ids = tokenizer.encode_ids(&record.text)?;
+    let mut ids = bulk.encode(&record.text)?;
     if ids.is_empty() {
         return Ok(Fate::Broken(empty()));
     }

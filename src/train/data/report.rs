@@ -161,7 +161,7 @@ impl Report {
     pub(super) fn check_strict(&self, options: &DataOptions) -> Result<()> {
         let Some(first) = self.first_broken.first().filter(|_| options.strict) else { return Ok(()) };
         let path = self.sources.get(first.source).map_or(Path::new("?"), |source| &source.path);
-        Err(Error::format(path, format!("line {} {}; mend it, or allow broken lines", first.line, first.reason)))
+        Err(Error::format(path, format!("line {}: {}; mend it, or allow broken lines", first.line, first.reason)))
     }
 
     /// # Errors
