@@ -336,3 +336,31 @@ fn hash(map: &MappedFile) -> u128 {
     }
     hash.digest128()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_to_be_full() {
+        let error = failed(Path::new("c.tokens"), ErrorKind::StorageFull.into()).to_string();
+        assert!(error.contains("c.tokens: cannot be written: ") && error.contains("Make room"), "{error}");
+        assert!(matches!(failed(Path::new("c"), ErrorKind::PermissionDenied.into()), Error::Io { .. }));
+    }
+
+    /// What a killed process left is removed after a day; what another is writing is not.
+    #[test]
+    fn remains_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = std::time::SystemTime::now() - 2 * Duration::from_secs(24 * 3600);
+        for (name, time, stays) in
+            [(".della-a.part", Some(old), false), (".della-b.part", None, true), ("c.part", Some(old), true)]
+        {
+            let path = directory.path().join(name);
+            let file = File::create(&path).unwrap();
+            time.map_or(Ok(()), |time| file.set_modified(time)).unwrap();
+            remove_remains(directory.path());
+            assert_eq!(path.exists(), stays, "{name}");
+        }
+    }
+}
