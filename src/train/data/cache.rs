@@ -279,20 +279,20 @@ impl Cache {
         if layout.key != key {
             return Err("it is of another corpus".into());
         }
-        if let Some((hashes, stamp)) = hashes {
-            if hashes.known(map.path(), &stamp) != Some(layout.body) {
-                if hash(&map) != layout.body {
-                    return Err("its content is damaged".into());
-                }
-                hashes.remember(map.path(), stamp, layout.body);
+        if let Some((hashes, stamp)) = hashes
+            && hashes.known(map.path(), &stamp) != Some(layout.body)
+        {
+            if hash(&map) != layout.body {
+                return Err("its content is damaged".into());
             }
+            hashes.remember(map.path(), stamp, layout.body);
         }
         let start = layout.report_start().ok_or("its header makes no sense")? as usize;
         let report = serde_json::from_slice(&map.bytes()[start..]).map_err(|e| format!("its report: {e}"))?;
         Ok(Cache { map, layout, report })
     }
 
-    /// The tokens of part `part` of row `row`, or of the row from there on if `to_end`.
+    /// Where the tokens of `parts` parts lie, from the index's entry `first` on.
     fn tokens(&self, first: u64, parts: u64) -> (usize, usize) {
         let index = self.layout.index().unwrap_or_default() as usize;
         let entry = |i: u64| {
