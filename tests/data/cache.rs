@@ -84,7 +84,9 @@ fn a_damaged_cache_is_built_again() {
             file[at] ^= 0x80;
             file
         });
-        let longer = [[&whole[..], b"x"].concat(), vec![0; whole.len()], b"something else".to_vec()];
+        let other = DataOptions { limit: Some(3), ..DataOptions::default() };
+        let other = fs::read(Dir::new().open(&model, &[fixture(name)], &other).unwrap().path()).unwrap();
+        let longer = [[&whole[..], b"x"].concat(), vec![0; whole.len()], b"something else".to_vec(), other];
         for damaged in cut.chain(flipped).chain(longer) {
             // by renaming, since an open map of the file must keep its content
             fs::rename(dir.write("damaged", &damaged), path).unwrap();

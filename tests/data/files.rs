@@ -72,6 +72,17 @@ fn files_follow_one_another() {
     }
 }
 
+/// A mark that some editors put before everything is no part of the first label, nor of the JSON.
+#[test]
+fn byte_order_marks_are_skipped() {
+    let (dir, model) = (Dir::new(), Model::vae());
+    for name in ["lines.tsv", "lines.jsonl"] {
+        let marked = [b"\xef\xbb\xbf", &fs::read(fixture("data").join(name)).unwrap()[..]].concat();
+        let corpus = dir.open(&model, &[dir.write(name, marked)], &DataOptions::default()).unwrap();
+        assert_eq!((corpus.len(), corpus.report().labels["daily"]), (4, 2));
+    }
+}
+
 /// Many more lines than are worked on together come out in order.
 #[test]
 fn large_files_keep_their_order() {
@@ -353,6 +364,12 @@ fn damaged_archives_are_errors() {
             let _ = dir.open(&model, &[dir.write(name, &flipped)], &DataOptions::default());
         }
     }
+    // a letter of a sentence, which is stored as it is, under a checksum
+    let mut zst = fs::read(fixture("data/lines.txt.zst")).unwrap();
+    let letter = zst.windows(5).position(|bytes| bytes == b"Hello").unwrap();
+    zst[letter] = b'J';
+    let error = Dir::new().refused(&model, &dir.write("checked.zst", &zst), &DataOptions::default());
+    assert!(error.contains("checked.zst: ") && error.contains("a checksum does not match"), "{error}");
     let xz = fs::read(fixture("data/lines.txt.xz")).unwrap();
     let error = Dir::new().refused(&model, &dir.write("cut.xz", &xz[..xz.len() - 9]), &DataOptions::default());
     assert!(error.contains("cut.xz: cannot be decompressed from line ") && error.contains("cut off"), "{error}");

@@ -126,7 +126,7 @@ impl<'a> Batches<'a> {
         Batch { rows, tokens, position_after: self.position }
     }
 
-    /// The number of batches of an epoch. It takes a look at every row's length: about a second for ten million.
+    /// The number of batches of an epoch. It looks at every row's length: some seconds for ten million.
     pub fn epoch_len(&self, epoch: u64) -> u64 {
         let len = self.deal.len;
         if self.deal.options.bucket == 0 {

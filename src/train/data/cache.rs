@@ -279,20 +279,20 @@ impl Cache {
         if layout.key != key {
             return Err("it is of another corpus".into());
         }
-        if let Some((hashes, stamp)) = hashes {
-            if hashes.known(map.path(), &stamp) != Some(layout.body) {
-                if hash(&map) != layout.body {
-                    return Err("its content is damaged".into());
-                }
-                hashes.remember(map.path(), stamp, layout.body);
+        if let Some((hashes, stamp)) = hashes
+            && hashes.known(map.path(), &stamp) != Some(layout.body)
+        {
+            if hash(&map) != layout.body {
+                return Err("its content is damaged".into());
             }
+            hashes.remember(map.path(), stamp, layout.body);
         }
         let start = layout.report_start().ok_or("its header makes no sense")? as usize;
         let report = serde_json::from_slice(&map.bytes()[start..]).map_err(|e| format!("its report: {e}"))?;
         Ok(Cache { map, layout, report })
     }
 
-    /// The tokens of part `part` of row `row`, or of the row from there on if `to_end`.
+    /// Where the tokens of `parts` parts lie, from the index's entry `first` on.
     fn tokens(&self, first: u64, parts: u64) -> (usize, usize) {
         let index = self.layout.index().unwrap_or_default() as usize;
         let entry = |i: u64| {
@@ -335,4 +335,32 @@ fn hash(map: &MappedFile) -> u128 {
         map.release(start..end);
     }
     hash.digest128()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_to_be_full() {
+        let error = failed(Path::new("c.tokens"), ErrorKind::StorageFull.into()).to_string();
+        assert!(error.contains("c.tokens: cannot be written: ") && error.contains("Make room"), "{error}");
+        assert!(matches!(failed(Path::new("c"), ErrorKind::PermissionDenied.into()), Error::Io { .. }));
+    }
+
+    /// What a killed process left is removed after a day; what another is writing is not.
+    #[test]
+    fn remains_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = std::time::SystemTime::now() - 2 * Duration::from_secs(24 * 3600);
+        for (name, time, stays) in
+            [(".della-a.part", Some(old), false), (".della-b.part", None, true), ("c.part", Some(old), true)]
+        {
+            let path = directory.path().join(name);
+            let file = File::create(&path).unwrap();
+            time.map_or(Ok(()), |time| file.set_modified(time)).unwrap();
+            remove_remains(directory.path());
+            assert_eq!(path.exists(), stays, "{name}");
+        }
+    }
 }
