@@ -146,9 +146,7 @@ impl Run {
             Some(state) => state,
             None => State::new(corpus.key(), &start.config.dims),
         };
-        let per_epoch = Batches::new(&corpus, batch_options(&settings), Default::default())?
-            .epoch_len(0)
-            .div_ceil(settings.batch.accumulate as u64);
+        let per_epoch = batches_per_epoch(&corpus, &settings)?.div_ceil(settings.batch.accumulate as u64);
         let steps = settings.run.total_steps(per_epoch);
         let mut learner = engine::learner(start.config.clone(), device, &|spec| start.read(spec))?;
         if state.step > 0 {
@@ -428,6 +426,18 @@ pub fn settings_of(dir: &Path) -> Result<PathBuf> {
 fn batch_options(settings: &Settings) -> BatchOptions {
     let batch = &settings.batch;
     BatchOptions { tokens: batch.tokens, rows: batch.rows, bucket: batch.bucket, seed: settings.run.seed }
+}
+
+/// The batches that an epoch has, where the run's length depends on it; else about as many, because to count them takes
+/// longer the larger the corpus is.
+fn batches_per_epoch(corpus: &Corpus, settings: &Settings) -> Result<u64> {
+    let options = batch_options(settings);
+    if settings.run.steps.is_none() {
+        return Ok(Batches::new(corpus, options, Default::default())?.epoch_len(0));
+    }
+    let by_tokens = corpus.tokens().div_ceil(options.tokens.max(1) as u64);
+    let by_rows = options.rows.map_or(0, |rows| corpus.len().div_ceil(rows.max(1) as u64));
+    Ok(by_tokens.max(by_rows).max(1))
 }
 
 /// The corpus, and the rows to measure on.
