@@ -10,6 +10,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use della::backend::{LinearOps, Matrix, Role, Storage};
 use della::cpu::{Cpu, Isa, Options, gemm};
+use della::dtype::Dtype;
 use della::rng::{Rng, Stream};
 
 /// Inputs and outputs: attention, both layers of the MLP, and the head.
@@ -50,7 +51,7 @@ fn products(c: &mut Criterion) {
                 1 => Throughput::Bytes(4 * (inputs * outputs) as u64),
                 _ => Throughput::Elements(2 * (rows * inputs * outputs) as u64),
             });
-            for entry in gemm::allowed(Isa::best()) {
+            for entry in gemm::allowed(Isa::best(), Dtype::F32) {
                 let options = Options { gemm: Some(entry.name.into()), ..Options::default() };
                 let cpu = options.or_env().and_then(Cpu::new).expect("the row is allowed");
                 let copies = if rows == 1 { COPIES / (4 * w.len()) } else { 1 };

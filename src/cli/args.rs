@@ -51,6 +51,10 @@ pub enum DtypeArg {
     /// f64 on the reference device, else f32
     Auto,
     F32,
+    /// Weights and products of 16 bits
+    Bf16,
+    /// Weights and products of 8 bits; cannot be trained
+    Int8,
     F64,
 }
 
@@ -92,6 +96,8 @@ pub fn device_options(device: DeviceArg, dtype: DtypeArg, threads: Option<usize>
     let dtype = match dtype {
         DtypeArg::Auto => None,
         DtypeArg::F32 => Some(Dtype::F32),
+        DtypeArg::Bf16 => Some(Dtype::Bf16),
+        DtypeArg::Int8 => Some(Dtype::Int8),
         DtypeArg::F64 => Some(Dtype::F64),
     };
     DeviceOptions { device, dtype, threads }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::cpu::arch;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::{Dot, TileUnit};
 use crate::cpu::simd::{Simd, Token};
 use crate::error::{Error, Result};
 
@@ -18,11 +20,20 @@ pub enum Isa {
     Avx2,
     /// AVX-512 with F, BW, DQ and VL.
     Avx512,
+    /// That and VNNI: products of int8.
+    Avx512Vnni,
+    /// That and BF16: products of bf16.
+    Avx512Bf16,
+    /// That and AMX with BF16 and INT8: products of tiles.
+    Amx,
 }
 
 impl Isa {
     /// All of them, present or not.
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16, Isa::Amx];
+
+    /// Those that differ in more than matrix products.
+    pub const VECTORS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
 
     /// The name that options and kernels use.
     pub fn name(self) -> &'static str {
@@ -30,6 +41,9 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Avx512Bf16 => "avx512-bf16",
+            Isa::Amx => "amx",
         }
     }
 
@@ -43,6 +57,11 @@ impl Isa {
         Isa::available().max().unwrap_or(Isa::Portable)
     }
 
+    /// The vectors of the fastest one.
+    pub(super) fn best_vectors() -> Token {
+        Isa::best().token().expect("the best is available")
+    }
+
     /// What proves that the processor has it.
     pub fn token(self) -> Option<Token> {
         match self {
@@ -51,8 +70,14 @@ impl Isa {
             Isa::Avx2 => arch::Avx2::new().map(Token::Avx2),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => arch::Avx512::new().map(Token::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Isa::Avx512.token().filter(|_| arch::Avx512Vnni::new().is_some()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => Isa::Avx512Vnni.token().filter(|_| arch::Avx512Bf16::new().is_some()),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512Bf16.token().filter(|_| arch::Amx::new().is_some()),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => None,
+            _ => None,
         }
     }
 }
@@ -113,7 +138,10 @@ mod tests {
             assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
         }
         let message = "sse9".parse::<Isa>().unwrap_err().to_string();
-        assert!(message.contains("sse9") && message.contains("portable, avx2, avx512"), "{message}");
+        assert!(
+            message.contains("sse9") && message.contains("portable, avx2, avx512, avx512-vnni, avx512-bf16, amx"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The CPU backend: f32, vector kernels chosen at run time, weights packed for the matrix product.
+//! The CPU backend: f32 activations, weights of f32, bf16 or int8 packed for the matrix product, kernels chosen at run time.
 //!
 //! Layers, each using those before it: `arch` (intrinsics), `simd` (kernels written once), [`gemm`] (matrix products), `ops` (the
 //! groups of operations of [`backend`](crate::backend)). A result depends neither on the number of threads nor on the
@@ -20,6 +20,7 @@ use std::num::NonZero;
 use std::thread::available_parallelism;
 
 use crate::backend::{HostFloat, Matrix, Role, Storage};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use gemm::{Gemm, Weight};
 use parallel::{MAX_THREADS, Pool};
@@ -32,6 +33,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Use no instruction set beyond this one.
     pub isa_cap: Option<Isa>,
+    /// What the weights of the two stacks are: f32, bf16 or int8. Latents are computed in f32.
+    pub dtype: Option<Dtype>,
     /// The matrix product of this name in [`gemm::REGISTRY`], instead of the first that the instruction set allows.
     pub gemm: Option<String>,
 }
@@ -62,7 +65,12 @@ impl Options {
         })?;
         let isa = parse("DELLA_ISA", var("DELLA_ISA")?, str::parse)?;
         let gemm = parse("DELLA_GEMM", var("DELLA_GEMM")?, |name| gemm::find(name).map(|entry| entry.name.into()))?;
-        Ok(Options { threads: self.threads.or(threads), isa_cap: self.isa_cap.or(isa), gemm: self.gemm.or(gemm) })
+        Ok(Options {
+            threads: self.threads.or(threads),
+            isa_cap: self.isa_cap.or(isa),
+            dtype: self.dtype,
+            gemm: self.gemm.or(gemm),
+        })
     }
 }
 
@@ -70,7 +78,10 @@ impl Options {
 pub struct Cpu {
     isa: Isa,
     token: Token,
+    dtype: Dtype,
     gemm: Box<dyn Gemm>,
+    /// For latents, if not the same.
+    exact: Option<Box<dyn Gemm>>,
     pool: Pool,
 }
 
@@ -78,9 +89,11 @@ impl Cpu {
     /// Picks the fastest instruction set and matrix product that the options leave.
     ///
     /// # Errors
-    /// A matrix product that is unknown, or that needs more than the instruction set; no threads, or too many.
+    /// A matrix product that is unknown, of another dtype, or that needs more than the instruction set; a dtype that none
+    /// has; no threads, or too many.
     pub fn new(options: Options) -> Result<Self> {
-        let cap = options.isa_cap.unwrap_or(Isa::Avx512);
+        let cap = options.isa_cap.unwrap_or(Isa::Amx);
+        let dtype = options.dtype.unwrap_or(Dtype::F32);
         let mut allowed = Isa::ALL.into_iter().rev().filter(|isa| *isa <= cap);
         let found = allowed.find_map(|isa| Some((isa, isa.token()?)));
         let (isa, token) = found.expect("every processor has the portable instructions");
@@ -88,7 +101,9 @@ impl Cpu {
         Ok(Cpu {
             isa,
             token,
-            gemm: gemm::select(options.gemm.as_deref(), isa)?,
+            dtype,
+            gemm: gemm::select(options.gemm.as_deref(), isa, dtype)?,
+            exact: (dtype != Dtype::F32).then(|| gemm::select(None, isa, Dtype::F32)).transpose()?,
             pool: Pool::new(options.threads.unwrap_or_else(available))?,
         })
     }
@@ -96,6 +111,16 @@ impl Cpu {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// What the weights of the two stacks are.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The matrix product for latents.
+    fn exact(&self) -> &dyn Gemm {
+        self.exact.as_ref().unwrap_or(&self.gemm).as_ref()
     }
 
     /// The name of the matrix product in use.
@@ -138,12 +163,13 @@ impl Storage for Cpu {
         match role {
             Role::Table => Weight::table(matrix),
             Role::Linear => self.gemm.prepare(&self.pool, matrix, false),
-            Role::Latent | Role::TiedTable => self.gemm.prepare(&self.pool, matrix, true),
+            Role::TiedTable => self.gemm.prepare(&self.pool, matrix, true),
+            Role::Latent => self.exact().prepare(&self.pool, matrix, true),
         }
     }
 
     fn refresh(&self, weight: &mut Weight, values: &Buffer<f32>, role: Role) {
-        weight.refresh(&self.pool, values, role != Role::Linear);
+        weight.refresh(&self.pool, self.token, values, role != Role::Linear);
     }
 
     fn write_act<F: HostFloat>(&self, dst: &mut Buffer<f32>, src: &[F]) {
@@ -196,7 +222,7 @@ mod tests {
         let gemm = with("DELLA_GEMM", "matrixmultiply-f32", Options::default()).unwrap().gemm;
         assert_eq!(Cpu::new(Options { gemm, ..Options::default() }).unwrap().gemm(), "matrixmultiply-f32");
         for (name, value, choice) in [
-            ("DELLA_ISA", "sse9", "portable, avx2, avx512"),
+            ("DELLA_ISA", "sse9", "avx512, avx512-vnni"),
             ("DELLA_GEMM", "fast", "portable-f32-panel"),
             ("DELLA_THREADS", "many", "number"),
         ] {

@@ -74,14 +74,16 @@ pub fn open(path: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
 pub fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
     match (options.device, options.dtype()) {
         (Device::Reference, Dtype::F64) => load(Reference, config, checkpoint),
-        (Device::Auto | Device::Cpu, Dtype::F32) => load(cpu_of(options)?, config, checkpoint),
+        (Device::Auto | Device::Cpu, Dtype::F32 | Dtype::Bf16 | Dtype::Int8) => {
+            load(cpu_of(options)?, config, checkpoint)
+        }
         (device, dtype) => Err(unsupported(device, dtype)),
     }
 }
 
 /// The CPU as the options and the environment want it.
 pub(super) fn cpu_of(options: &DeviceOptions) -> Result<Cpu> {
-    Cpu::new(cpu::Options { threads: options.threads, ..Default::default() }.or_env()?)
+    Cpu::new(cpu::Options { threads: options.threads, dtype: options.dtype, ..Default::default() }.or_env()?)
 }
 
 pub(super) fn unsupported(device: Device, dtype: Dtype) -> Error {

@@ -7,7 +7,7 @@ use super::Engine;
 use super::device::{Device, DeviceOptions, cpu_of, unsupported};
 use crate::backend::Backend;
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::checkpoint::Checkpoint;
 use crate::learn::{self, Part, Update};
 use crate::model::Config;
@@ -91,7 +91,10 @@ pub fn learner<'a>(
 ) -> Result<Box<dyn Learner>> {
     Ok(match (options.device, options.dtype()) {
         (Device::Reference, Dtype::F64) => Box::new(learn::Learner::new(Reference, config, read)?),
-        (Device::Auto | Device::Cpu, Dtype::F32) => Box::new(learn::Learner::new(cpu_of(options)?, config, read)?),
+        (Device::Auto | Device::Cpu, Dtype::F32 | Dtype::Bf16) => {
+            Box::new(learn::Learner::new(cpu_of(options)?, config, read)?)
+        }
+        (_, Dtype::Int8) => return Err(Error::Unsupported("int8 weights cannot be trained; f32 and bf16 can".into())),
         (device, dtype) => return Err(unsupported(device, dtype)),
     })
 }

@@ -11,6 +11,7 @@ pub(super) fn gradient_tolerance(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 => 3e-6,
         Dtype::F32 => 1e-4,
+        Dtype::Bf16 | Dtype::Int8 => 1e-1,
     }
 }
 
@@ -22,5 +23,7 @@ pub fn tolerance(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 => 1e-6,
         Dtype::F32 => 3e-5,
+        Dtype::Bf16 => 3e-2,
+        Dtype::Int8 => 1e-1,
     }
 }

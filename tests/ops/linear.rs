@@ -1,7 +1,8 @@
 //! Matrix products with every epilogue.
 
 use della::backend::{Backend, LinearOps, Matrix, Role, Storage};
-use della::cpu::{Buffer, Cpu};
+use della::cpu::Buffer;
+use della::dtype::Dtype;
 
 use crate::util::close::{Tolerance, assert_same_bits};
 use crate::util::gradient::{Grad, Gradient, check_backward, check_formula};
@@ -34,8 +35,26 @@ const SHAPES: [(usize, usize, usize); 21] = [
     (2, 3072, 768),
 ];
 
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::Int8];
+
+/// Activations or weights `(rows, cols)` that a product in `dtype` takes as they are. The largest integer of any row and of
+/// any column is 127, if a diagonal that starts anew after `period` rows or columns meets it.
+fn representable(dtype: Dtype, seed: u64, (rows, cols): (usize, usize), period: usize) -> Vec<f32> {
+    let mut x = normal(seed, rows * cols);
+    for (i, x) in x.iter_mut().enumerate() {
+        match dtype {
+            Dtype::Bf16 => *x = f32::from_bits(x.to_bits() & 0xffff_0000),
+            Dtype::Int8 if (i / cols + i % cols).is_multiple_of(period) => *x = 127.0 / 64.0,
+            Dtype::Int8 => *x = (*x * 64.0).round().clamp(-127.0, 127.0) / 64.0,
+            _ => {}
+        }
+    }
+    x
+}
+
 /// All products of one shape; of the rows, only those from `first` on.
 struct Products {
+    dtype: Dtype,
     first: usize,
     rows: usize,
     inputs: usize,
@@ -44,11 +63,11 @@ struct Products {
 
 impl Op for Products {
     fn run<B: Backend>(&self, b: &B) -> Outputs {
-        let Products { first, rows, inputs, outputs } = *self;
+        let Products { dtype, first, rows, inputs, outputs } = *self;
         let len = rows * outputs;
-        let x = normal(1, (first + rows) * inputs)[first * inputs..].to_vec();
+        let x = representable(dtype, 1, (first + rows, inputs), inputs)[first * inputs..].to_vec();
         let other = normal(4, (first + rows) * outputs)[first * outputs..].to_vec();
-        let w = normal(2, inputs * outputs);
+        let w = representable(dtype, 2, (inputs, outputs), inputs);
         let w_t: Vec<f32> = (0..w.len()).map(|i| w[i % inputs * outputs + i / inputs]).collect();
         let bias = real(b, &normal(3, outputs));
         let linear = b.weight(Matrix { data: &w, rows: inputs, cols: outputs }, Role::Linear).unwrap();
@@ -77,10 +96,15 @@ impl Op for Products {
 
 #[test]
 fn every_matrix_product() {
-    let all: Vec<Cpu> = products().into_iter().chain(machines()).collect();
-    for (rows, inputs, outputs) in SHAPES {
-        let op = Products { first: 0, rows, inputs, outputs };
-        check(&format!("{rows}x{inputs}x{outputs}"), &op, Tolerance::sum(inputs), &all);
+    for dtype in DTYPES {
+        let mut all = products(dtype);
+        if dtype == Dtype::F32 {
+            all.extend(machines());
+        }
+        for (rows, inputs, outputs) in SHAPES {
+            let op = Products { dtype, first: 0, rows, inputs, outputs };
+            check(&format!("{dtype} {rows}x{inputs}x{outputs}"), &op, Tolerance::sum(inputs), &all);
+        }
     }
 }
 
@@ -88,8 +112,8 @@ fn every_matrix_product() {
 fn a_row_alone_has_the_bits_of_the_row_in_a_batch() {
     const ROWS: usize = 32;
     for (inputs, outputs) in [(70, 50), (768, 2304), (3072, 96)] {
-        for cpu in products() {
-            let run = |first, rows| Products { first, rows, inputs, outputs }.run(&cpu);
+        for cpu in DTYPES.into_iter().flat_map(products) {
+            let run = |first, rows| Products { dtype: cpu.dtype(), first, rows, inputs, outputs }.run(&cpu);
             let batch = run(0, ROWS);
             for (first, rows) in [(0, 1), (31, 1), (3, 2), (5, 5), (7, 12), (1, 13), (0, 17)] {
                 for ((op, part), (_, whole)) in run(first, rows).iter().zip(&batch) {
@@ -136,6 +160,7 @@ enum Product {
 const PRODUCTS: [Product; 4] = [Product::Linear, Product::LinearGelu, Product::Head, Product::Latent];
 
 struct ProductGradient {
+    dtype: Dtype,
     product: Product,
     rows: usize,
     inputs: usize,
@@ -155,9 +180,12 @@ impl ProductGradient {
 
 impl Gradient for ProductGradient {
     fn inputs(&self) -> Vec<(&'static str, Vec<f32>)> {
+        let weights = representable(self.dtype, 2, (self.inputs, self.outputs), self.inputs);
+        // about 1 / √inputs, and exact
+        let scale = (-(self.inputs.max(1) as f32).log2() / 2.0).round().exp2();
         let mut list = vec![
-            ("x", normal(1, self.rows * self.inputs)),
-            ("w", normal(2, self.inputs * self.outputs).iter().map(|w| w / (self.inputs as f32).sqrt()).collect()),
+            ("x", representable(self.dtype, 1, (self.rows, self.inputs), self.inputs)),
+            ("w", weights.iter().map(|w| w * scale).collect()),
         ];
         if let Product::Linear | Product::LinearGelu = self.product {
             list.push(("b", normal(3, self.outputs)));
@@ -183,6 +211,11 @@ impl Gradient for ProductGradient {
 
     fn bwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad> {
         let (rows, x_len, w_len, y_len) = (self.rows, inputs[0].len(), inputs[1].len(), dy.len());
+        let dy = &(if self.dtype == Dtype::F32 {
+            dy.to_vec()
+        } else {
+            representable(self.dtype, 5, (rows, self.outputs), self.outputs)
+        })[..];
         let (x, real_x, w) = (act(b, &inputs[0]), real(b, &inputs[0]), self.weight(b, &inputs[1]));
         let (mut dy, real_dy) = (act(b, dy), real(b, dy));
         let (mut dw, mut db) = (Grad::sums(b, w_len), Grad::sums(b, self.outputs));
@@ -213,15 +246,22 @@ impl Gradient for ProductGradient {
 
 #[test]
 fn every_backward_product() {
-    let (products, machines) = (products(), machines());
-    // beside the shapes of the forward products some that are longer than the pieces that are packed at a time
-    for (rows, inputs, outputs) in SHAPES.into_iter().chain([(2049, 9, 5), (3, 40, 2100), (1025, 65, 1030)]) {
-        for product in PRODUCTS {
-            // the slope of gelu is a matter of instructions, all else of the matrix product
-            let cpus = if let Product::LinearGelu = product { &machines } else { &products };
-            let op = ProductGradient { product, rows, inputs, outputs };
-            let tolerance = Tolerance::sum(outputs.max(rows).max(inputs));
-            check_backward(&format!("{product:?} {rows}x{inputs}x{outputs}"), &op, tolerance, cpus);
+    let machines = machines();
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let products = products(dtype);
+        // beside the shapes of the forward products some that are longer than the pieces that are packed at a time
+        for (rows, inputs, outputs) in SHAPES.into_iter().chain([(2049, 9, 5), (3, 40, 2100), (1025, 65, 1030)]) {
+            for product in PRODUCTS {
+                // the slope of gelu is a matter of instructions, all else of the matrix product
+                let cpus = match (product, dtype) {
+                    (Product::LinearGelu, Dtype::F32) => &machines,
+                    (Product::LinearGelu, _) => continue,
+                    _ => &products,
+                };
+                let op = ProductGradient { dtype, product, rows, inputs, outputs };
+                let tolerance = Tolerance::sum(outputs.max(rows).max(inputs));
+                check_backward(&format!("{dtype} {product:?} {rows}x{inputs}x{outputs}"), &op, tolerance, cpus);
+            }
         }
     }
 }
@@ -229,14 +269,16 @@ fn every_backward_product() {
 #[test]
 fn formulas_of_products() {
     for product in PRODUCTS {
-        check_formula(&format!("{product:?}"), &ProductGradient { product, rows: 3, inputs: 5, outputs: 4 });
+        let op = ProductGradient { dtype: Dtype::F32, product, rows: 3, inputs: 5, outputs: 4 };
+        check_formula(&format!("{product:?}"), &op);
     }
 }
 
 #[test]
 fn backward_products_allocate_only_once() {
     let (rows, inputs, outputs) = (70, 90, 130);
-    for cpu in products().iter().filter(|cpu| cpu.threads() == 1) {
+    let cpus = [Dtype::F32, Dtype::Bf16].into_iter().flat_map(products);
+    for cpu in &cpus.filter(|cpu| cpu.threads() == 1).collect::<Vec<_>>() {
         let w = normal(2, inputs * outputs);
         let w = cpu.weight(Matrix { data: &w, rows: inputs, cols: outputs }, Role::Linear).unwrap();
         let (x, dy) = (act(cpu, &normal(1, rows * inputs)), act(cpu, &normal(4, rows * outputs)));

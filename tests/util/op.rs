@@ -2,6 +2,7 @@
 
 use della::backend::{Backend, Spans};
 use della::cpu::{Cpu, Isa, Options, gemm};
+use della::dtype::Dtype;
 use della::reference::Reference;
 
 use super::close::{Tolerance, assert_close, assert_same_bits};
@@ -17,24 +18,30 @@ pub trait Op {
 
 /// A CPU for each instruction set and each number of threads.
 pub fn machines() -> Vec<Cpu> {
-    let machine = |isa_cap, threads| Cpu::new(Options { threads, isa_cap, gemm: None }).unwrap();
-    Isa::available().flat_map(|isa| [1, 3].map(|threads| machine(Some(isa), Some(threads)))).collect()
+    let machine = |isa_cap, threads| Cpu::new(Options { threads, isa_cap, ..Options::default() }).unwrap();
+    vectors().flat_map(|isa| [1, 3].map(|threads| machine(Some(isa), Some(threads)))).collect()
 }
 
-/// A CPU for each matrix product that can run here, with 1 and with 3 threads.
-pub fn products() -> Vec<Cpu> {
+/// The instruction sets of this processor that differ in their vectors.
+fn vectors() -> impl Iterator<Item = Isa> {
+    Isa::available().filter(|isa| Isa::VECTORS.contains(isa))
+}
+
+/// A CPU for each matrix product of `dtype` that can run here, with 1 and with 3 threads.
+pub fn products(dtype: Dtype) -> Vec<Cpu> {
     let product = |threads, name: &str| {
-        Cpu::new(Options { threads: Some(threads), isa_cap: None, gemm: Some(name.into()) }).unwrap()
+        let gemm = Some(name.into());
+        Cpu::new(Options { threads: Some(threads), dtype: Some(dtype), gemm, ..Options::default() }).unwrap()
     };
-    gemm::allowed(Isa::best()).flat_map(|entry| [1, 3].map(|threads| product(threads, entry.name))).collect()
+    gemm::allowed(Isa::best(), dtype).flat_map(|entry| [1, 3].map(|threads| product(threads, entry.name))).collect()
 }
 
-/// A CPU with `threads` threads for each instruction set and each matrix product that it allows.
+/// A CPU with `threads` threads for each instruction set and each f32 matrix product that it allows.
 pub fn cpus(threads: usize) -> impl Iterator<Item = Cpu> {
-    Isa::available().flat_map(move |isa| {
-        gemm::allowed(isa).map(move |entry| {
+    vectors().flat_map(move |isa| {
+        gemm::allowed(isa, Dtype::F32).map(move |entry| {
             let gemm = Some(entry.name.into());
-            Cpu::new(Options { threads: Some(threads), isa_cap: Some(isa), gemm }).unwrap()
+            Cpu::new(Options { threads: Some(threads), isa_cap: Some(isa), gemm, ..Options::default() }).unwrap()
         })
     })
 }

@@ -1,6 +1,6 @@
 //! Plain Rust over arrays, which the compiler turns into whatever the target's baseline has.
 
-use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::simd::{Kernel, Simd, Token};
 
 /// Instructions every processor has.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,10 @@ impl Simd for Portable {
 
     fn new() -> Option<Self> {
         Some(Portable)
+    }
+
+    fn token(self) -> Token {
+        Token::Portable(self)
     }
 
     #[inline]
@@ -141,6 +145,16 @@ impl Simd for Portable {
     #[inline(always)]
     fn select(self, mask: [bool; LANES], a: F32, b: F32) -> F32 {
         std::array::from_fn(|i| if mask[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn halves(self, a: F32) -> [F32; 2] {
+        [map(a, |a| f32::from_bits(a.to_bits() << 16)), map(a, |a| f32::from_bits(a.to_bits() & 0xffff_0000))]
+    }
+
+    #[inline(always)]
+    fn byte<const I: u32>(self, a: F32) -> F32 {
+        map(a, |a| (a.to_bits() >> (8 * I)) as i8 as f32)
     }
 
     // Adding 1.5 · 2²³ + 127 leaves the biased exponent in the low bits; the shift drops the rest.

@@ -82,7 +82,7 @@ impl LinearOps for Cpu {
     }
 
     fn latent_linear_fwd(&self, y: &mut Buffer<f32>, x: &Buffer<f32>, w: &Weight, rows: usize, accumulate: bool) {
-        self.gemm.multiply(&self.pool, y, x, w, rows, Epilogue::sums(accumulate));
+        self.exact().multiply(&self.pool, y, x, w, rows, Epilogue::sums(accumulate));
     }
 
     fn latent_linear_bwd(
@@ -94,8 +94,8 @@ impl LinearOps for Cpu {
         w: &Weight,
         rows: usize,
     ) {
-        self.gemm.multiply_by_transpose(&self.pool, dx_acc, dy, w, rows, true);
-        self.gemm.add_outer(&self.pool, dw, dy, x, rows, (w.outputs(), w.inputs()));
+        self.exact().multiply_by_transpose(&self.pool, dx_acc, dy, w, rows, true);
+        self.exact().add_outer(&self.pool, dw, dy, x, rows, (w.outputs(), w.inputs()));
     }
 }
 

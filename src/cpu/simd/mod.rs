@@ -6,11 +6,16 @@
 //! into it, or each vector operation becomes a call: hence `#[inline(always)]` throughout, and in hot loops neither closures
 //! nor adapters of iterators, but `for i in (0..len).step_by(S::LANES)`.
 
+mod dot;
 mod math;
 mod reduce;
+mod tiles;
 
+pub use dot::{Bf16Floats, Dot, DotKernel, Floats, Form, Int8Floats};
 pub use math::{exp, exp_excess, gelu, gelu_slope, log, log_of, tanh};
 pub use reduce::{add_rows, add_weighted, add_weighted_column, dot, dots, max, scaled_softmax, softmax};
+
+pub use tiles::{TILE_ROWS, TILE_WORDS, TileUnit};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -42,6 +47,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The token, if the processor has these instructions.
     fn new() -> Option<Self>;
+
+    /// The token among all.
+    fn token(self) -> Token;
 
     /// Runs `kernel` in a function compiled for these instructions.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
@@ -81,6 +89,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
     /// `mask ? a : b`.
     fn select(self, mask: Self::Mask, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The two bf16 in the bits of every lane, from the lower half and from the upper.
+    fn halves(self, a: Self::F32) -> [Self::F32; 2];
+    /// The signed byte `I`, counted from the lowest, in the bits of every lane.
+    fn byte<const I: u32>(self, a: Self::F32) -> Self::F32;
     /// `2ⁿ` for integers `n` from −126 to 127; anything else gives an unspecified value.
     fn pow2(self, n: Self::F32) -> Self::F32;
     /// `(m, e)` with `a = m · 2ᵉ` and `½ ≤ m < 1`, for positive normal `a`; anything else gives unspecified values.

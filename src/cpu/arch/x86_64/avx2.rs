@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::simd::{Kernel, Simd, Token};
 
 /// AVX2 with FMA.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,10 @@ impl Simd for Avx2 {
 
     fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+    }
+
+    fn token(self) -> Token {
+        Token::Avx2(self)
     }
 
     #[inline]
@@ -149,6 +153,24 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn select(self, mask: __m256, a: __m256, b: __m256) -> __m256 {
         avx2!(_mm256_blendv_ps(b, a, mask))
+    }
+
+    #[inline(always)]
+    fn halves(self, a: __m256) -> [__m256; 2] {
+        avx2!({
+            let bits = _mm256_castps_si256(a);
+            let lower = _mm256_slli_epi32::<16>(bits);
+            let upper = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(lower), _mm256_castsi256_ps(upper)]
+        })
+    }
+
+    #[inline(always)]
+    fn byte<const I: u32>(self, a: __m256) -> __m256 {
+        avx2!({
+            let top = _mm256_sllv_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(24 - 8 * I as i32));
+            _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(top))
+        })
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::simd::{Kernel, Simd, Token};
 
 /// AVX-512 with F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +37,10 @@ impl Simd for Avx512 {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl"))
         .then_some(Avx512(()))
+    }
+
+    fn token(self) -> Token {
+        Token::Avx512(self)
     }
 
     #[inline]
@@ -148,6 +152,24 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn select(self, mask: __mmask16, a: __m512, b: __m512) -> __m512 {
         avx512!(_mm512_mask_blend_ps(mask, b, a))
+    }
+
+    #[inline(always)]
+    fn halves(self, a: __m512) -> [__m512; 2] {
+        avx512!({
+            let bits = _mm512_castps_si512(a);
+            let lower = _mm512_slli_epi32::<16>(bits);
+            let upper = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(lower), _mm512_castsi512_ps(upper)]
+        })
+    }
+
+    #[inline(always)]
+    fn byte<const I: u32>(self, a: __m512) -> __m512 {
+        avx512!({
+            let top = _mm512_sllv_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(24 - 8 * I as i32));
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(top))
+        })
     }
 
     #[inline(always)]

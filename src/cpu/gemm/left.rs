@@ -1,0 +1,145 @@
+//! What stands on the left of a product, arranged as the register tiles read it.
+
+use std::ops::Range;
+
+use super::format::{Bf16Words, Greatest, Int8Words, Integers, bf16_word, int8_scale};
+use crate::cpu::parallel::with_scratch;
+use crate::cpu::simd::{Form, Kernel, Simd, Token};
+
+/// A matrix, from its first row and input on.
+#[derive(Clone, Copy)]
+pub enum Left<'a> {
+    /// Rows are `stride` apart, inputs side by side.
+    Rows { data: &'a [f32], stride: usize },
+    /// Rows are side by side, inputs `stride` apart.
+    Columns { data: &'a [f32], stride: usize },
+}
+
+/// Floats that a row takes for a word of `group` weights.
+pub const fn floats_per_word(form: Form, group: usize) -> usize {
+    match form {
+        Form::Floats | Form::Integers => group,
+        Form::Bf16 | Form::Bytes => 1,
+    }
+}
+
+/// Floats that [`pack`] writes for `rows` rows and `words` words.
+pub const fn packed_len(form: Form, group: usize, rows: usize, words: usize) -> usize {
+    rows * (words * floats_per_word(form, group) + form.scaled() as usize)
+}
+
+/// Arranges `rows` of `x` word by word, row by row within a word; then the rows' scales, if they have any.
+///
+/// Beyond `inputs` the last word holds zeros.
+pub fn pack(
+    token: Token,
+    (form, group): (Form, usize),
+    packed: &mut [f32],
+    x: Left<'_>,
+    rows: Range<usize>,
+    inputs: Range<usize>,
+) {
+    let (count, width) = (rows.len(), inputs.len().div_ceil(group) * floats_per_word(form, group));
+    let (packed, scales) = packed.split_at_mut(count * width);
+    match x {
+        Left::Columns { data, stride } => {
+            let data = &data[rows.start..];
+            token.run(PackColumns { form, group, packed, data, stride, rows: count, inputs });
+        }
+        Left::Rows { data, stride } => with_scratch(width, |converted| {
+            for (r, row) in rows.enumerate() {
+                let x = &data[row * stride..][inputs.clone()];
+                let whole: &[f32] = match form {
+                    Form::Floats if x.len() == width => x,
+                    Form::Floats => pad(converted, x),
+                    Form::Bf16 => {
+                        token.run(Bf16Words { words: &mut *converted, x });
+                        converted
+                    }
+                    Form::Integers | Form::Bytes => {
+                        scales[r] = int8_scale(token.run(Greatest(x)));
+                        let scale = scales[r];
+                        if form == Form::Bytes {
+                            token.run(Int8Words { words: &mut *converted, x, scale, offset: 128 });
+                        } else {
+                            token.run(Integers { y: &mut *converted, x, scale });
+                            converted[x.len()..].fill(0.0);
+                        }
+                        converted
+                    }
+                };
+                match floats_per_word(form, group) {
+                    1 => scatter::<1>(packed, whole, r, count),
+                    2 => scatter::<2>(packed, whole, r, count),
+                    _ => scatter::<4>(packed, whole, r, count),
+                }
+            }
+        }),
+    }
+}
+
+/// `x` with zeros behind it.
+fn pad<'a>(padded: &'a mut [f32], x: &[f32]) -> &'a [f32] {
+    padded[..x.len()].copy_from_slice(x);
+    padded[x.len()..].fill(0.0);
+    padded
+}
+
+/// Puts a row's words, of `N` floats, where row `r` of `rows` has them.
+fn scatter<const N: usize>(packed: &mut [f32], row: &[f32], r: usize, rows: usize) {
+    let packed = packed.as_chunks_mut::<N>().0;
+    for (slot, word) in packed[r..].iter_mut().step_by(rows).zip(row.as_chunks::<N>().0) {
+        *slot = *word;
+    }
+}
+
+/// [`pack`] where rows are side by side.
+struct PackColumns<'a> {
+    form: Form,
+    group: usize,
+    packed: &'a mut [f32],
+    /// From the first row on.
+    data: &'a [f32],
+    stride: usize,
+    rows: usize,
+    inputs: Range<usize>,
+}
+
+impl Kernel for PackColumns<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _s: S) {
+        let PackColumns { form, group, packed, data, stride, rows, inputs } = self;
+        if rows == 0 {
+            return;
+        }
+        let column = |k: usize| if inputs.contains(&k) { &data[k * stride..][..rows] } else { &[] };
+        match (form, group) {
+            (Form::Floats, 1) => {
+                for (k, packed) in inputs.clone().zip(packed.chunks_exact_mut(rows)) {
+                    packed.copy_from_slice(column(k));
+                }
+            }
+            (Form::Floats, 2) => {
+                for (k, packed) in inputs.clone().step_by(2).zip(packed.chunks_exact_mut(2 * rows)) {
+                    let (first, second) = (column(k), column(k + 1));
+                    for (r, pair) in packed.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                        *pair = [first[r], second.get(r).copied().unwrap_or(0.0)];
+                    }
+                }
+            }
+            (Form::Bf16, 2) => {
+                for (k, packed) in inputs.clone().step_by(2).zip(packed.chunks_exact_mut(rows)) {
+                    let (lower, upper) = (column(k), column(k + 1));
+                    if upper.is_empty() {
+                        (0..rows).for_each(|r| packed[r] = bf16_word(lower[r], 0.0));
+                    } else {
+                        (0..rows).for_each(|r| packed[r] = bf16_word(lower[r], upper[r]));
+                    }
+                }
+            }
+            _ => unreachable!("integer weights have no gradient"),
+        }
+    }
+}

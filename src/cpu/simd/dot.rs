@@ -1,0 +1,225 @@
+//! Sums of products in a register tile, where a 32-bit word of weights holds one, two or four inputs of an output.
+//!
+//! A [`Dot`] multiplies words of weights by what a row of activations has for them and adds to the sums of as many
+//! outputs as a vector has lanes. Those here do so with the instructions that every [`Simd`] has, by widening the weights to
+//! f32; `arch` adds the instructions that multiply narrow numbers as they are.
+
+use bytemuck::Pod;
+
+use super::{Kernel, Simd};
+
+/// What a word of weights meets in a row of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// f32, as many as the word has inputs.
+    Floats,
+    /// Integers from −127 to 127 as f32, as many as the word has inputs; the row has a scale.
+    Integers,
+    /// A word of two bf16.
+    Bf16,
+    /// A word of four integers from −127 to 127, each 128 more, as bytes without a sign; the row has a scale.
+    Bytes,
+}
+
+impl Form {
+    /// Whether rows and outputs have scales that the sums are multiplied with.
+    pub const fn scaled(self) -> bool {
+        matches!(self, Form::Integers | Form::Bytes)
+    }
+}
+
+/// How words of weights are multiplied.
+pub trait Dot: Copy + Send + Sync + 'static {
+    /// The vectors it works on.
+    type Simd: Simd;
+    /// What a row of activations has for a word, as [`FORM`](Dot::FORM) says.
+    type X: Pod;
+    /// Words of as many outputs as a vector has lanes, ready to be multiplied.
+    type Words: Copy;
+    /// Sums of as many outputs.
+    type Sums: Copy;
+    /// Inputs of a word of weights.
+    const GROUP: usize;
+    /// What [`X`](Dot::X) is.
+    const FORM: Form;
+
+    /// The token, if the processor has the instructions.
+    fn new() -> Option<Self>;
+    /// The instructions for everything else.
+    fn simd(self) -> Self::Simd;
+    /// Runs `kernel` in a function compiled for these instructions.
+    fn vectorize<K: DotKernel<Self>>(self, kernel: K);
+    /// Sums that start from zero; where rows have scales, from the integers in the bits of `start`.
+    fn start(self, start: <Self::Simd as Simd>::F32) -> Self::Sums;
+    /// Reads words.
+    fn words(self, w: &<Self::Simd as Simd>::Array) -> Self::Words;
+    /// `sums + x · w`.
+    fn add(self, sums: Self::Sums, x: Self::X, w: Self::Words) -> Self::Sums;
+    /// The sums as f32.
+    fn finish(self, sums: Self::Sums) -> <Self::Simd as Simd>::F32;
+}
+
+/// A computation with a [`Dot`]. Mark [`run`](DotKernel::run) `#[inline(always)]`.
+pub trait DotKernel<D> {
+    /// Runs with the instructions of `dot`.
+    fn run(self, dot: D);
+}
+
+/// Runs a [`DotKernel`] whose instructions are those of a [`Simd`].
+struct Plain<K, D>(K, D);
+
+impl<D: Dot, K: DotKernel<D>> Kernel for Plain<K, D> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        self.0.run(self.1);
+    }
+}
+
+/// f32 weights.
+#[derive(Clone, Copy)]
+pub struct Floats<S>(S);
+
+impl<S: Simd> Dot for Floats<S> {
+    type Simd = S;
+    type X = f32;
+    type Words = S::F32;
+    type Sums = S::F32;
+    const GROUP: usize = 1;
+    const FORM: Form = Form::Floats;
+
+    fn new() -> Option<Self> {
+        S::new().map(Floats)
+    }
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline]
+    fn vectorize<K: DotKernel<Self>>(self, kernel: K) {
+        self.0.vectorize(Plain(kernel, self));
+    }
+
+    #[inline(always)]
+    fn start(self, _start: S::F32) -> S::F32 {
+        self.0.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn words(self, w: &S::Array) -> S::F32 {
+        self.0.load_array(w)
+    }
+
+    #[inline(always)]
+    fn add(self, sums: S::F32, x: f32, w: S::F32) -> S::F32 {
+        self.0.fma(self.0.splat(x), w, sums)
+    }
+
+    #[inline(always)]
+    fn finish(self, sums: S::F32) -> S::F32 {
+        sums
+    }
+}
+
+/// bf16 weights, widened; activations keep all their bits.
+#[derive(Clone, Copy)]
+pub struct Bf16Floats<S>(S);
+
+impl<S: Simd> Dot for Bf16Floats<S> {
+    type Simd = S;
+    type X = [f32; 2];
+    type Words = [S::F32; 2];
+    type Sums = S::F32;
+    const GROUP: usize = 2;
+    const FORM: Form = Form::Floats;
+
+    fn new() -> Option<Self> {
+        S::new().map(Bf16Floats)
+    }
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline]
+    fn vectorize<K: DotKernel<Self>>(self, kernel: K) {
+        self.0.vectorize(Plain(kernel, self));
+    }
+
+    #[inline(always)]
+    fn start(self, _start: S::F32) -> S::F32 {
+        self.0.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn words(self, w: &S::Array) -> [S::F32; 2] {
+        self.0.halves(self.0.load_array(w))
+    }
+
+    #[inline(always)]
+    fn add(self, sums: S::F32, x: [f32; 2], w: [S::F32; 2]) -> S::F32 {
+        let s = self.0;
+        s.fma(s.splat(x[1]), w[1], s.fma(s.splat(x[0]), w[0], sums))
+    }
+
+    #[inline(always)]
+    fn finish(self, sums: S::F32) -> S::F32 {
+        sums
+    }
+}
+
+/// int8 weights, widened. Sums up to 2²⁴ are exact, as they are in integers.
+#[derive(Clone, Copy)]
+pub struct Int8Floats<S>(S);
+
+impl<S: Simd> Dot for Int8Floats<S> {
+    type Simd = S;
+    type X = [f32; 4];
+    // Widened where they are used: four vectors for each would not stay in registers.
+    type Words = S::F32;
+    type Sums = S::F32;
+    const GROUP: usize = 4;
+    const FORM: Form = Form::Integers;
+
+    fn new() -> Option<Self> {
+        S::new().map(Int8Floats)
+    }
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline]
+    fn vectorize<K: DotKernel<Self>>(self, kernel: K) {
+        self.0.vectorize(Plain(kernel, self));
+    }
+
+    #[inline(always)]
+    fn start(self, _start: S::F32) -> S::F32 {
+        self.0.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn words(self, w: &S::Array) -> S::F32 {
+        self.0.load_array(w)
+    }
+
+    #[inline(always)]
+    fn add(self, sums: S::F32, x: [f32; 4], w: S::F32) -> S::F32 {
+        let s = self.0;
+        let sums = s.fma(s.splat(x[0]), s.byte::<0>(w), sums);
+        let sums = s.fma(s.splat(x[1]), s.byte::<1>(w), sums);
+        let sums = s.fma(s.splat(x[2]), s.byte::<2>(w), sums);
+        s.fma(s.splat(x[3]), s.byte::<3>(w), sums)
+    }
+
+    #[inline(always)]
+    fn finish(self, sums: S::F32) -> S::F32 {
+        sums
+    }
+}
