@@ -26,17 +26,22 @@ fn normal(seed: u64, len: usize) -> Vec<f32> {
     x
 }
 
+/// Half of the distance between neighbouring numbers, relative to the greatest of its row for int8.
+fn epsilon(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::Bf16 => 2f64.powi(-8),
+        Dtype::Int8 => 4.0 / 127.0,
+        _ => f64::from(f32::EPSILON),
+    }
+}
+
 /// Compares some outputs of every row with sums in double precision, within 4 ε √inputs rms, where rms is √inputs.
-fn check(y: &[f32], x: &[f32], w: &[f32], inputs: usize, outputs: usize) {
+fn check(dtype: Dtype, y: &[f32], x: &[f32], w: &[f32], inputs: usize, outputs: usize) {
     for (x, y) in x.chunks(inputs).zip(y.chunks(outputs)) {
         for n in (0..outputs).step_by(outputs / 7).chain([outputs - 1]) {
             let expected: f64 = (0..inputs).map(|k| f64::from(x[k]) * f64::from(w[k * outputs + n])).sum();
             let error = (f64::from(y[n]) - expected).abs();
-            assert!(
-                error <= 4.0 * f64::from(f32::EPSILON) * inputs as f64,
-                "output {n} is {}, should be {expected}",
-                y[n]
-            );
+            assert!(error <= 4.0 * epsilon(dtype) * inputs as f64, "output {n} is {}, should be {expected}", y[n]);
         }
     }
 }
@@ -51,8 +56,10 @@ fn products(c: &mut Criterion) {
                 1 => Throughput::Bytes(4 * (inputs * outputs) as u64),
                 _ => Throughput::Elements(2 * (rows * inputs * outputs) as u64),
             });
-            for entry in gemm::allowed(Isa::best(), Dtype::F32) {
-                let options = Options { gemm: Some(entry.name.into()), ..Options::default() };
+            let entries = [Dtype::F32, Dtype::Bf16, Dtype::Int8].map(|dtype| gemm::allowed(Isa::best(), dtype));
+            for entry in entries.into_iter().flatten() {
+                let dtype = Some(entry.dtype);
+                let options = Options { dtype, gemm: Some(entry.name.into()), ..Options::default() };
                 let cpu = options.or_env().and_then(Cpu::new).expect("the row is allowed");
                 let copies = if rows == 1 { COPIES / (4 * w.len()) } else { 1 };
                 let prepare = |_| cpu.weight(Matrix { data: &w, rows: inputs, cols: outputs }, Role::Linear).unwrap();
@@ -63,7 +70,7 @@ fn products(c: &mut Criterion) {
                 let bias = cpu.real(outputs).unwrap();
                 let mut y = cpu.act(rows * outputs).unwrap();
                 cpu.linear_fwd(&mut y, &device_x, next(), &bias, rows);
-                check(&y, &x, &w, inputs, outputs);
+                check(entry.dtype, &y, &x, &w, inputs, outputs);
                 group.bench_function(BenchmarkId::from_parameter(entry.name), |b| {
                     b.iter(|| cpu.linear_fwd(black_box(&mut y), &device_x, next(), &bias, rows));
                 });

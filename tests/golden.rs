@@ -9,7 +9,7 @@ use della::reference::Reference;
 use della::verify::{Report, Status, is_training, verify, verify_sampling, verify_training};
 
 use crate::util;
-use crate::util::op::{cpus, name};
+use crate::util::op::{cpus, name, products};
 
 /// A model's directory and a case of it.
 const CASES: [(&str, &str); 6] = [
@@ -53,6 +53,28 @@ fn every_case_is_reproduced() {
             let machine = name(&cpu);
             reproduced(&util::model(&fixture(directory), cpu), Dtype::F32, &machine);
         }
+    }
+}
+
+/// Narrow weights come as close as their digits let them, by every product; int8 has no gradients.
+#[test]
+fn every_case_is_met_by_narrow_weights() {
+    for (dtype, cpu) in
+        [Dtype::Bf16, Dtype::Int8].into_iter().flat_map(|d| products(d).into_iter().map(move |c| (d, c)))
+    {
+        let machine = name(&cpu);
+        let model = util::model(&fixture("cvae"), cpu);
+        let case = fixture("cvae/case_padded.safetensors");
+        let report = verify(&model, &case, dtype).unwrap();
+        assert!(report.passes() && report.tensors.len() >= 20, "on {machine}\n{report}");
+        let gradients = report.tensors.iter().filter(|tensor| tensor.name.starts_with("grad.")).count();
+        assert_eq!(gradients > 0, dtype == Dtype::Bf16, "{machine}");
+    }
+    for cpu in products(Dtype::Bf16) {
+        let machine = name(&cpu);
+        let path = fixture("train/case_train.safetensors");
+        let report = verify_training(&mut util::learner(&fixture("train"), cpu), &path, Dtype::Bf16).unwrap();
+        assert!(report.passes(), "on {machine}\n{report}");
     }
 }
 

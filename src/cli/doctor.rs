@@ -110,7 +110,10 @@ fn examine() -> Report {
         Device {
             name: "cpu",
             available: cpu.threads.is_ok(),
-            what: cpu.threads.as_ref().map_or_else(String::clone, |_| "f32; what `auto` takes".into()),
+            what: cpu
+                .threads
+                .as_ref()
+                .map_or_else(String::clone, |_| "f32, bf16 or int8 weights; what `auto` takes, in f32".into()),
         },
         Device { name: "cuda", available: false, what: "this build has no CUDA backend".into() },
     ];

@@ -113,7 +113,7 @@ pub struct CpuReport {
     pub features: Vec<(&'static str, bool)>,
     /// Instruction sets, slowest first.
     pub isas: Vec<Candidate>,
-    /// Matrix products, best first.
+    /// Matrix products, of each dtype the best first; one of each is chosen.
     pub gemms: Vec<Candidate>,
     /// Threads that work on an operation together; or why the device cannot be had.
     pub threads: Result<usize, String>,
@@ -121,7 +121,11 @@ pub struct CpuReport {
 
 /// What the CPU device finds on this machine and chooses, with the variables of the environment applied.
 pub fn describe_cpu() -> CpuReport {
-    let cpu = cpu::Options::default().or_env().and_then(Cpu::new);
+    let options = cpu::Options::default().or_env().map(|options| {
+        let forced = options.gemm.as_deref().and_then(|name| gemm::find(name).ok());
+        cpu::Options { dtype: forced.map(|entry| entry.dtype), ..options }
+    });
+    let cpu = options.and_then(Cpu::new);
     let chosen = cpu.as_ref().ok();
     let obstacle = |isa: Isa| match chosen {
         _ if isa.token().is_none() => Some(format!("the processor lacks {isa}")),
@@ -136,7 +140,10 @@ pub fn describe_cpu() -> CpuReport {
     let gemms = gemm::REGISTRY.iter().map(|entry| Candidate {
         name: entry.name,
         obstacle: obstacle(entry.isa),
-        chosen: chosen.is_some_and(|cpu| cpu.gemm() == entry.name),
+        chosen: chosen.is_some_and(|cpu| match cpu.dtype() == entry.dtype {
+            true => cpu.gemm() == entry.name,
+            false => gemm::best(cpu.isa(), entry.dtype).is_some_and(|best| best.name == entry.name),
+        }),
     });
     CpuReport {
         features: Features::detect().iter().collect(),

@@ -11,7 +11,8 @@ pub(super) fn gradient_tolerance(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 => 3e-6,
         Dtype::F32 => 1e-4,
-        Dtype::Bf16 | Dtype::Int8 => 1e-1,
+        // the worst of many thousand elements, in a model whose sums are short
+        Dtype::Bf16 | Dtype::Int8 => 3e-1,
     }
 }
 

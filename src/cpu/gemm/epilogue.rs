@@ -1,5 +1,7 @@
 //! What is fused behind a matrix product.
 
+use std::ops::Range;
+
 use crate::cpu::parallel::Tile;
 use crate::cpu::simd::{Kernel, Simd, gelu};
 
@@ -30,9 +32,10 @@ impl Epilogue<'_> {
     }
 }
 
-/// Applies an epilogue to a tile that holds the sums; `outputs` is the width of the whole matrix.
+/// Applies an epilogue to columns `cols` of a tile that holds the sums; `outputs` is the width of the whole matrix.
 pub struct Finish<'a, 'b> {
     pub tile: &'a mut Tile<'b>,
+    pub cols: Range<usize>,
     pub outputs: usize,
     pub epilogue: Epilogue<'a>,
 }
@@ -42,10 +45,10 @@ impl Kernel for Finish<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Finish { tile, outputs, epilogue } = self;
+        let Finish { tile, cols, outputs, epilogue } = self;
         for row in tile.rows() {
-            let cols = tile.cols();
-            let y = tile.row(row);
+            let cols = cols.clone();
+            let y = tile.part(row, cols.clone());
             match epilogue {
                 Epilogue::Store | Epilogue::Accumulate => return,
                 Epilogue::Bias(bias) => {

@@ -40,7 +40,8 @@ impl Gemm for MatrixMultiply {
         let x = View::new(x, (rows, w.rows));
         pool.tiles(rows, BLOCK, [(y, w.cols, BLOCK)], |[mut tile]| {
             sgemm(&mut tile, x, w, epilogue.accumulates());
-            Portable.vectorize(Finish { tile: &mut tile, outputs: w.cols, epilogue });
+            let cols = tile.cols();
+            Portable.vectorize(Finish { tile: &mut tile, cols, outputs: w.cols, epilogue });
         });
     }
 

@@ -11,6 +11,9 @@ use crate::cpu::simd::{Dot, DotKernel, Form, Simd, Token};
 /// How far ahead of its use the weight is asked for, in floats.
 const PREFETCH: usize = 4096;
 
+/// Rows up to which memory is slower than the multiplications; with more, a piece of a panel is in the cache already.
+const STREAMING_ROWS: usize = 4;
+
 /// A part of a panel.
 #[derive(Clone, Copy)]
 pub struct Piece<'a> {
@@ -65,7 +68,7 @@ impl<D: Dot> Microkernel for Vectors<D> {
     const WIDTH: usize = 2 * D::Simd::LANES;
     const ROWS: usize = D::Simd::TILE_ROWS;
     // Sums of integers are scaled when they are complete.
-    const DEPTH: usize = if D::FORM.scaled() { usize::MAX } else { 256 };
+    const DEPTH: usize = if D::FORM.scaled() { usize::MAX } else { 512 };
 
     fn new() -> Option<Self> {
         D::new().map(Vectors)
@@ -132,11 +135,13 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
         let mut sums = [[d.start(starts[0]), d.start(starts[1])]; M];
         for k in 0..words.len() {
             let (x, w) = (&x[k], &words[k]);
-            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH));
-            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH + lanes));
+            if M <= STREAMING_ROWS {
+                s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH));
+                s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH + lanes));
+            }
             let w = [d.words(&w[0]), d.words(&w[1])];
             for r in 0..M {
-                sums[r] = [d.add(sums[r][0], x[r], w[0]), d.add(sums[r][1], x[r], w[1])];
+                sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
             }
         }
         for r in 0..M {

@@ -133,12 +133,16 @@ pub fn allowed(isa: Isa, dtype: Dtype) -> impl Iterator<Item = &'static Entry> {
     REGISTRY.iter().filter(move |entry| entry.isa <= isa && entry.dtype == dtype)
 }
 
+/// The fastest row for `dtype` that `isa` allows.
+pub fn best(isa: Isa, dtype: Dtype) -> Option<&'static Entry> {
+    allowed(isa, dtype).find(|entry| (entry.is_fast)())
+}
+
 /// The implementation called `name`, or else the best for `dtype` that `isa` allows.
 pub(super) fn select(name: Option<&str>, isa: Isa, dtype: Dtype) -> Result<Box<dyn Gemm>> {
     let entry = match name {
         Some(name) => find(name)?,
-        None => allowed(isa, dtype)
-            .find(|entry| (entry.is_fast)())
+        None => best(isa, dtype)
             .ok_or_else(|| Error::Unsupported(format!("no matrix product on the CPU computes in {dtype}")))?,
     };
     if entry.dtype != dtype {

@@ -114,10 +114,12 @@ impl<M: Microkernel> Product<M> {
                             }
                         }
                     }
+                    // While the sums are in a cache.
+                    let finish = Finish { tile: &mut tile, cols: group, outputs: w.outputs, epilogue };
+                    self.micro.token().run(finish);
                 }
             });
         });
-        self.micro.token().run(Finish { tile: &mut tile, outputs: w.outputs, epilogue });
     }
 }
 

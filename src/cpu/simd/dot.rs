@@ -54,7 +54,7 @@ pub trait Dot: Copy + Send + Sync + 'static {
     /// Reads words.
     fn words(self, w: &<Self::Simd as Simd>::Array) -> Self::Words;
     /// `sums + x · w`.
-    fn add(self, sums: Self::Sums, x: Self::X, w: Self::Words) -> Self::Sums;
+    fn add(self, sums: Self::Sums, x: &Self::X, w: Self::Words) -> Self::Sums;
     /// The sums as f32.
     fn finish(self, sums: Self::Sums) -> <Self::Simd as Simd>::F32;
 }
@@ -114,8 +114,8 @@ impl<S: Simd> Dot for Floats<S> {
     }
 
     #[inline(always)]
-    fn add(self, sums: S::F32, x: f32, w: S::F32) -> S::F32 {
-        self.0.fma(self.0.splat(x), w, sums)
+    fn add(self, sums: S::F32, x: &f32, w: S::F32) -> S::F32 {
+        self.0.fma(self.0.splat(*x), w, sums)
     }
 
     #[inline(always)]
@@ -161,7 +161,7 @@ impl<S: Simd> Dot for Bf16Floats<S> {
     }
 
     #[inline(always)]
-    fn add(self, sums: S::F32, x: [f32; 2], w: [S::F32; 2]) -> S::F32 {
+    fn add(self, sums: S::F32, x: &[f32; 2], w: [S::F32; 2]) -> S::F32 {
         let s = self.0;
         s.fma(s.splat(x[1]), w[1], s.fma(s.splat(x[0]), w[0], sums))
     }
@@ -210,7 +210,7 @@ impl<S: Simd> Dot for Int8Floats<S> {
     }
 
     #[inline(always)]
-    fn add(self, sums: S::F32, x: [f32; 4], w: S::F32) -> S::F32 {
+    fn add(self, sums: S::F32, x: &[f32; 4], w: S::F32) -> S::F32 {
         let s = self.0;
         let sums = s.fma(s.splat(x[0]), s.byte::<0>(w), sums);
         let sums = s.fma(s.splat(x[1]), s.byte::<1>(w), sums);

@@ -59,8 +59,8 @@ impl Dot for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512i, x: u32, w: __m512i) -> __m512i {
-        dot!(_mm512_dpbusd_epi32(sums, _mm512_set1_epi32(x as i32), w))
+    fn add(self, sums: __m512i, x: &u32, w: __m512i) -> __m512i {
+        dot!(_mm512_dpbusd_epi32(sums, _mm512_set1_epi32(*x as i32), w))
     }
 
     #[inline(always)]
@@ -108,10 +108,10 @@ impl Dot for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512, x: u32, w: __m512bh) -> __m512 {
+    fn add(self, sums: __m512, x: &u32, w: __m512bh) -> __m512 {
         // SAFETY: as in `words`.
         unsafe {
-            let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(x as i32));
+            let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x as i32));
             _mm512_dpbf16_ps(sums, x, w)
         }
     }

@@ -4,74 +4,17 @@
 //! in the same order. A part should be worth some microseconds; an op with a single part runs on the calling thread.
 #![allow(unsafe_code)]
 
+mod pool;
+
+pub use pool::{MAX_THREADS, Pool};
+
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::cpu::buffer::Buffer;
-use crate::error::{Error, Result};
-
-/// More threads than this are a slip of the pen.
-pub const MAX_THREADS: usize = 1024;
-
-/// The calling thread and its helpers.
-pub struct Pool {
-    /// All threads but the calling one; none if it works alone.
-    helpers: Option<ThreadPool>,
-    threads: usize,
-}
 
 impl Pool {
-    /// A pool of `threads` threads, the calling one included.
-    ///
-    /// # Errors
-    /// None, or more than [`MAX_THREADS`]; the system refuses to start them.
-    pub fn new(threads: usize) -> Result<Self> {
-        if !(1..=MAX_THREADS).contains(&threads) {
-            return Err(Error::input(
-                "threads",
-                format!("{threads} threads cannot work; give at least 1 and at most {MAX_THREADS}"),
-            ));
-        }
-        let helpers = (threads > 1)
-            .then(|| ThreadPoolBuilder::new().num_threads(threads - 1).thread_name(|i| format!("della-cpu-{}", i + 1)))
-            .map(ThreadPoolBuilder::build)
-            .transpose()
-            .map_err(|e| Error::Unsupported(format!("cannot start {threads} threads: {e}")))?;
-        Ok(Pool { helpers, threads })
-    }
-
-    /// Threads that work together.
-    pub fn threads(&self) -> usize {
-        self.threads
-    }
-
-    /// Calls `task(0)` to `task(tasks − 1)`, each once, in any order and on any thread.
-    pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
-        let Some(helpers) = self.helpers.as_ref().filter(|_| tasks > 1) else {
-            return (0..tasks).for_each(task);
-        };
-        let next = AtomicUsize::new(0);
-        let drain = || {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= tasks {
-                    break;
-                }
-                task(i);
-            }
-        };
-        helpers.in_place_scope(|scope| {
-            for _ in 1..self.threads.min(tasks) {
-                scope.spawn(|_| drain());
-            }
-            drain();
-        });
-    }
-
     /// Cuts matrices of `rows` rows, each given with its width, into blocks of at most `block` rows and calls
     /// `task(first row, blocks)` for each.
     pub fn rows<const N: usize>(
@@ -277,14 +220,6 @@ mod tests {
                 assert!(y.iter().copied().eq(expected), "{rows}x{cols} in {block:?} on {threads}: {y:?}");
                 assert!(count.iter().enumerate().all(|(i, c)| *c == i as f32));
             }
-        }
-    }
-
-    #[test]
-    fn the_number_of_threads_is_bounded() {
-        for threads in [0, MAX_THREADS + 1, usize::MAX] {
-            let message = Pool::new(threads).err().unwrap().to_string();
-            assert!(message.contains(&format!("{threads} threads")) && message.contains("at most 1024"), "{message}");
         }
     }
 
