@@ -216,8 +216,8 @@ mod tests {
         for (from, to, part) in [
             ("\"n_threads\": 2", "\"n_threads\": \"2\"", "row 1: n_threads is \"2\"; a whole number"),
             ("\"kind\"", "\"kinds\"", "row 1: kind is missing"),
-            ("\"samples_ns\": [1000000.0]", "\"samples_ns\": []", "row 1: samples_ns is []"),
-            ("\"samples_ns\": [1000000.0]", "\"samples_ns\": [-1]", "row 1: samples_ns is [-1]"),
+            ("\"samples_ns\": [1000000]", "\"samples_ns\": []", "row 1: samples_ns is []"),
+            ("\"samples_ns\": [1000000]", "\"samples_ns\": [-1]", "row 1: samples_ns is [-1]"),
             ("]\n", "", "not JSON"),
         ] {
             let message = baseline(&good.replace(from, to)).unwrap_err().to_string();

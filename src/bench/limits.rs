@@ -8,8 +8,10 @@ use crate::cpu::Isa;
 use crate::cpu::simd::{Kernel, Simd};
 use crate::dtype::Dtype;
 
-/// Far more than the caches hold, in f32 per thread.
-const LEN: usize = 1 << 26;
+/// What all threads read together, in f32: far more than the caches hold.
+const TOTAL: usize = 1 << 28;
+/// What a thread reads at least and at most.
+const EACH: (usize, usize) = (1 << 23, 1 << 26);
 /// Attempts, of which the fastest counts.
 const ATTEMPTS: usize = 5;
 
@@ -52,7 +54,8 @@ pub const UNITS: &[Unit] =
     &[Unit { name: "f32 multiply-add", dtype: Dtype::F32, measure: |threads| Some(multiply_add_peak(threads)) }];
 
 impl Limits {
-    /// Measures all of them with `threads` threads; takes a second or two, and half a GiB a thread.
+    /// Measures all of them with `threads` threads; takes a second or two, and up to a GiB, beyond 32 threads 32 MiB
+    /// each.
     pub fn measure(threads: usize) -> Self {
         let peak = |unit: &Unit| Some(Peak { name: unit.name, dtype: unit.dtype, rate: (unit.measure)(threads)? });
         Limits {
@@ -77,9 +80,14 @@ pub fn threads() -> usize {
     given.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
+/// f32 of one thread's memory; an even number.
+fn len(threads: usize) -> usize {
+    (TOTAL / threads.max(1)).clamp(EACH.0, EACH.1) & !1
+}
+
 /// Bytes a second that `threads` threads read from memory together.
 pub fn read_bandwidth(threads: usize) -> f64 {
-    let buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; LEN]).collect();
+    let buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; len(threads)]).collect();
     let token = Isa::best().token().expect("the best is available");
     let fastest = fastest(|| {
         thread::scope(|scope| {
@@ -88,24 +96,24 @@ pub fn read_bandwidth(threads: usize) -> f64 {
             }
         });
     });
-    (threads * LEN * size_of::<f32>()) as f64 / fastest.as_secs_f64()
+    (threads * len(threads) * size_of::<f32>()) as f64 / fastest.as_secs_f64()
 }
 
 /// Bytes a second that `threads` threads read and write together, both counted, when they copy memory.
 pub fn copy_bandwidth(threads: usize) -> f64 {
     // pages that were never written are all the same page of zeros
-    let mut buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; LEN]).collect();
+    let mut buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; len(threads)]).collect();
     let fastest = fastest(|| {
         thread::scope(|scope| {
             for buffer in &mut buffers {
                 scope.spawn(|| {
-                    let (from, to) = buffer.split_at_mut(LEN / 2);
+                    let (from, to) = buffer.split_at_mut(len(threads) / 2);
                     black_box(to).copy_from_slice(black_box(from));
                 });
             }
         });
     });
-    (threads * LEN * size_of::<f32>()) as f64 / fastest.as_secs_f64()
+    (threads * len(threads) * size_of::<f32>()) as f64 / fastest.as_secs_f64()
 }
 
 /// Floating-point operations a second of multiply-adds in registers, on `threads` threads together.

@@ -275,3 +275,141 @@ fn check_losses(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, ArrayView3};
+
+    use super::*;
+    use crate::cpu::Options;
+    use crate::engine::{PosteriorParts, RowScore};
+    use crate::generate::session::Next;
+    use crate::latent::Latents;
+    use crate::model::trace;
+
+    /// What an engine gets wrong.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Flaw {
+        None,
+        Company,
+        Causality,
+        NoNumber,
+        Token,
+        Length,
+    }
+
+    struct Flawed(Box<dyn Engine>, Flaw);
+
+    impl Engine for Flawed {
+        fn config(&self) -> &Config {
+            self.0.config()
+        }
+
+        fn encode(
+            &self,
+            rows: &[Row<'_>],
+            samples: usize,
+            eps: Option<ArrayView3<'_, f32>>,
+            scale: f32,
+        ) -> Result<Latents> {
+            let mut latents = self.0.encode(rows, samples, eps, scale)?;
+            match self.1 {
+                Flaw::Company => latents.z += 1e-7 * rows.len() as f32,
+                Flaw::NoNumber => latents.z[[0, 0, 0]] = f32::NAN,
+                _ => {}
+            }
+            Ok(latents)
+        }
+
+        fn prior(&self, rows: usize, eps: Option<ArrayView3<'_, f32>>, scale: f32) -> Result<Latents> {
+            self.0.prior(rows, eps, scale)
+        }
+
+        fn logits(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>) -> Result<Vec<Array2<f32>>> {
+            let mut logits = self.0.logits(rows, z)?;
+            for (logits, ids) in logits.iter_mut().zip(rows) {
+                match self.1 {
+                    Flaw::Company => *logits += 1e-6 * rows.len() as f32,
+                    Flaw::Causality => *logits += 1e-6 * ids.len() as f32,
+                    Flaw::NoNumber => logits[[0, 0]] = f32::NAN,
+                    _ => {}
+                }
+            }
+            Ok(logits)
+        }
+
+        fn score(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<Vec<RowScore>> {
+            self.0.score(rows, z)
+        }
+
+        fn posterior_parts(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<PosteriorParts> {
+            self.0.posterior_parts(rows, z)
+        }
+
+        fn generate(
+            &self,
+            requests: &[Request<'_>],
+            slots: usize,
+            on_token: &mut dyn FnMut(usize, u32) -> Next,
+        ) -> Result<Vec<Result<Vec<u32>>>> {
+            let mut rows = self.0.generate(requests, slots, on_token)?;
+            if let Some(Ok(row)) = rows.last_mut() {
+                match self.1 {
+                    Flaw::Token => *row.last_mut().unwrap() ^= 1,
+                    Flaw::Length => row.truncate(1),
+                    _ => {}
+                }
+            }
+            Ok(rows)
+        }
+
+        fn trace(&self, case: &trace::Inputs) -> Result<trace::Tensors> {
+            self.0.trace(case)
+        }
+    }
+
+    fn cpu() -> Cpu {
+        Cpu::new(Options { threads: Some(1), ..Options::default() }).unwrap()
+    }
+
+    fn weights(fixture: &str) -> Weights {
+        Weights::open(&Source::Dir(format!("tests/fixtures/{fixture}").into())).unwrap()
+    }
+
+    #[test]
+    fn what_computes_wrongly_is_not_timed() {
+        let refused = |engine: &dyn Engine| {
+            [encode(engine, 6, 1), prefill(engine, 6, 1), decode(engine, 5, 2)].map(|job| match job {
+                Ok(mut job) => job().is_err(),
+                Err(error) => {
+                    assert!(matches!(error, Error::Wrong { .. }), "{error}");
+                    true
+                }
+            })
+        };
+        for (flaw, wanted) in [
+            (Flaw::None, [false, false, false]),
+            (Flaw::Company, [true, true, false]),
+            (Flaw::Causality, [false, true, false]),
+            (Flaw::NoNumber, [true, true, true]),
+            (Flaw::Token, [false, false, true]),
+            (Flaw::Length, [false, false, true]),
+        ] {
+            for fixture in ["vae", "cvae"] {
+                let engine = Flawed(weights(fixture).engine(cpu()).unwrap(), flaw);
+                assert_eq!(refused(&engine), wanted, "{} of {fixture}", flaw as u8);
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_has_the_losses_of_inference() {
+        let weights = weights("vae");
+        let mut learner = weights.learner(cpu()).unwrap();
+        train(&mut *learner, 5, 3).unwrap()().unwrap();
+        let (sentences, objective) = (Sentences::new(&weights.config, 5, 3), Objective::published(1.0));
+        let (noise, eps) = (latents(&weights.config, 3), vec![0.5; latents(&weights.config, 3).len()]);
+        let checked = check_losses(&mut *learner, &step(&sentences.rows(), &eps), &objective, &noise);
+        assert!(matches!(checked, Err(Error::Wrong { .. })), "other noise gives other losses");
+    }
+}

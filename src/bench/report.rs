@@ -82,7 +82,7 @@ impl Row {
 
     /// Names and values in order.
     fn fields(&self, machine: &Machine, comparison: Option<&Comparison>) -> Vec<(&'static str, Value)> {
-        let whole = |x: f64| json!(x.round());
+        let whole = |x: f64| json!(x.round() as u64);
         let mut fields = vec![
             ("build_commit", json!(BUILD_COMMIT)),
             ("cpu_info", json!(machine.cpu)),
@@ -407,10 +407,10 @@ pub(super) mod tests {
         for (name, value) in [
             ("model", json!("a \"model\"")),
             ("test_time", json!("2024-02-29T12:34:56Z")),
-            ("median_ns", json!(2_050_000.0)),
+            ("median_ns", json!(2_050_000)),
             ("cpu_ns", Value::Null),
             ("limit_gflops_per_s", json!(400.0)),
-            ("samples_ns", json!([2e6, 2.1e6])),
+            ("samples_ns", json!([2_000_000, 2_100_000])),
         ] {
             assert_eq!(objects[0][name], value, "{name}");
         }
@@ -426,10 +426,7 @@ pub(super) mod tests {
         let text = print(Format::Csv, &[row("encode", "k", &[2e6, 2.1e6])]);
         let [header, line] = text.lines().collect::<Vec<_>>()[..] else { panic!("two lines: {text}") };
         assert!(header.starts_with("build_commit,cpu_info,gpu_info,model,") && header.ends_with(",samples_ns"));
-        assert!(
-            line.contains(",\"a \"\"model\"\"\",\"encode\",") && line.ends_with(",\"2000000.0,2100000.0\""),
-            "{line}"
-        );
+        assert!(line.contains(",\"a \"\"model\"\"\",\"encode\",") && line.ends_with(",\"2000000,2100000\""), "{line}");
     }
 
     #[test]
