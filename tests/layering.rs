@@ -48,8 +48,8 @@ const MAY_USE: [(&[&str], &[&str]); 12] = [
     (
         &["bench"],
         &[
-            "error", "dims", "dtype", "rng", "backend", "io", "chart", "model", "cpu", "generate", "learn", "builtin",
-            "engine",
+            "error", "dims", "dtype", "rng", "backend", "io", "chart", "model", "cpu", "generate", "latent", "learn",
+            "builtin", "engine",
         ],
     ),
     (&["eval"], &["error", "dims", "rng", "model", "generate", "latent", "engine", "chart"]),

@@ -183,7 +183,7 @@ pub enum Format {
 /// Columns of the table: title, least width, whether it is a number.
 const COLUMNS: [(&str, usize, bool); 11] = [
     ("model", 21, false),
-    ("test", 20, false),
+    ("test", 23, false),
     ("batch", 5, true),
     ("dtype", 5, false),
     ("kernel", 18, false),
