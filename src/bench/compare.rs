@@ -1,8 +1,8 @@
 //! Rows beside those of an earlier report.
 //!
 //! Two medians are compared by their ratio. The spread of a sample's median is estimated from the median distance from it,
-//! which single slow samples do not move: `σ ≈ 1.4826 · MAD · √(π/2) / √n` for normal noise. The bound is two of these of
-//! both together; a ratio no farther from 1 than the bound is noise. Fewer than [`LEAST`] samples say nothing about noise.
+//! which single slow samples do not move: `σ ≈ 1.4826 · MAD · √(π/2) / √n` for normal noise. The bound is three of these
+//! of both together; a ratio no farther from 1 than the bound is noise. Fewer than [`LEAST`] samples say nothing about noise.
 
 use std::fmt;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::io::read_small;
 
 /// Samples that a spread is estimated from at least.
-pub const LEAST: usize = 3;
+pub const LEAST: usize = 5;
 /// The longest report that is read, in bytes.
 const MAX_BYTES: u64 = 1 << 28;
 
@@ -50,7 +50,7 @@ impl Comparison {
             deviation / (x.len() as f64).sqrt() / median(x)
         };
         let enough = samples.len().min(baseline.samples.len()) >= LEAST;
-        let bound = enough.then(|| 2.0 * ratio * spread(samples).hypot(spread(&baseline.samples)));
+        let bound = enough.then(|| 3.0 * ratio * spread(samples).hypot(spread(&baseline.samples)));
         Comparison { baseline_ns: median(&baseline.samples), ratio, bound, kernel: None }
     }
 }
