@@ -4,13 +4,12 @@
 //! the threads. Results are checked before they are timed, and the share of this machine's limits is printed with them.
 //! The model, 863 MB, is written once, under `target`.
 
-mod limits;
-
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use della::bench::limits::{self, threads};
 use della::engine::{self, DeviceOptions, Engine};
 use della::generate::session::{Choice, Request, unwatched};
 use della::io::ElementType;
@@ -18,7 +17,6 @@ use della::model::encode::Row;
 use della::model::save::save;
 use della::model::{Config, Params};
 use della::rng::{Rng, Stream};
-use limits::threads;
 use ndarray::{Array3, Axis};
 
 const PRESET: &str = "randeng-226m";

@@ -4,13 +4,12 @@
 //! threads. The losses are checked against the scores of inference before anything is timed; floating-point operations per
 //! token, the share of this machine's multiply-add peak, and the peak of resident memory are printed.
 
-mod limits;
-
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use della::bench::limits::{self, threads};
 use della::engine::{self, DeviceOptions, Learner};
 use della::learn::Update;
 use della::model::Config;
@@ -18,7 +17,6 @@ use della::model::dropout::Rates;
 use della::model::encode::Row;
 use della::model::gradient::{Batch, Objective};
 use della::rng::{Rng, Stream};
-use limits::threads;
 use ndarray::Array3;
 
 const PRESET: &str = "randeng-226m";

@@ -1,4 +1,4 @@
-//! Charts as SVG: bars and lines, in panels side by side.
+//! Charts as SVG: bars, lines, and points between logarithmic axes, in panels side by side.
 //!
 //! The text stays text, so that it can be searched and scales with the drawing; the reader's own sans-serif is used.
 
@@ -46,6 +46,13 @@ pub enum Marks {
     Bars(Vec<(String, f64)>),
     /// A line for each series; a legend where there are several.
     Lines(Vec<Series>),
+    /// Points under lines, both axes logarithmic, so that what is not above 0 is left out; a legend of all.
+    LogPoints {
+        /// Drawn in grey.
+        lines: Vec<Series>,
+        /// A colour for each series.
+        points: Vec<Series>,
+    },
 }
 
 /// One drawing with its axes.
@@ -78,6 +85,7 @@ pub fn svg(panels: &[Panel], columns: usize) -> Result<String> {
         match &panel.marks {
             Marks::Bars(bars) => draw_bars(&area, panel, bars)?,
             Marks::Lines(series) => draw_lines(&area, panel, series)?,
+            Marks::LogPoints { lines, points } => draw_points(&area, panel, lines, points)?,
         }
     }
     root.present().map_err(failed)?;
@@ -245,6 +253,51 @@ fn draw_lines(area: &Area<'_>, panel: &Panel, series: &[Series]) -> Result<()> {
     Ok(())
 }
 
+fn draw_points(area: &Area<'_>, panel: &Panel, lines: &[Series], points: &[Series]) -> Result<()> {
+    let good = |&(x, y): &(f64, f64)| x > 0.0 && y > 0.0 && x.is_finite() && y.is_finite();
+    let all = || lines.iter().chain(points).flat_map(|series| &series.points).copied().filter(good);
+    let log_range = |of: &dyn Fn((f64, f64)) -> f64| {
+        let range = range(all().map(|point| of(point).log10()), 0.06).ok_or_else(|| no_values(panel))?;
+        Ok::<_, Error>((10f64.powf(range.start)..10f64.powf(range.end)).log_scale())
+    };
+    let (x, y) = (log_range(&|point| point.0)?, log_range(&|point| point.1)?);
+    let mut chart = builder(area, panel).build_cartesian_2d(x, y).map_err(failed)?;
+    chart
+        .configure_mesh()
+        .light_line_style(WHITE)
+        .x_labels(8)
+        .y_labels(8)
+        .x_label_formatter(&|x| short(*x))
+        .y_label_formatter(&|y| short(*y))
+        .x_desc(&panel.x)
+        .y_desc(&panel.y)
+        .label_style(("sans-serif", LABEL))
+        .axis_desc_style(("sans-serif", LABEL))
+        .draw()
+        .map_err(failed)?;
+    for (i, series) in lines.iter().enumerate() {
+        let style = BLACK.mix(0.7 / (1.0 + i as f64)).stroke_width(2);
+        let line = LineSeries::new(series.points.iter().copied().filter(good), style);
+        let legend = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style);
+        chart.draw_series(line).map_err(failed)?.label(&series.name).legend(legend);
+    }
+    for (series, colour) in points.iter().zip(COLOURS.into_iter().cycle()) {
+        let dots = series.points.iter().copied().filter(good).map(|point| Circle::new(point, 4, colour.filled()));
+        let legend = move |(x, y)| Circle::new((x + 9, y), 4, colour.filled());
+        chart.draw_series(dots).map_err(failed)?.label(&series.name).legend(legend);
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE.mix(0.85))
+        .border_style(BLACK.mix(0.3))
+        .label_font(("sans-serif", LABEL))
+        .legend_area_size(26)
+        .draw()
+        .map_err(failed)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,7 +339,13 @@ mod tests {
         ] {
             assert!(!svg(std::slice::from_ref(&good), 1).unwrap().contains("NaN"), "{good:?}");
         }
-        for bad in [bars(&[]), bars(&[f64::NAN]), lines(&[]), lines(&[(f64::INFINITY, 0.0)])] {
+        let log = |points: &[(f64, f64)]| {
+            let series = vec![Series { name: "kernel".into(), points: points.to_vec() }];
+            panel(Marks::LogPoints { lines: Vec::new(), points: series })
+        };
+        let drawn = svg(&[log(&[(0.0, 1.0), (1e-3, 1e9), (2.0, f64::NAN)])], 1).unwrap();
+        assert!(!drawn.contains("NaN") && drawn.matches("<circle").count() == 2, "{drawn}");
+        for bad in [bars(&[]), bars(&[f64::NAN]), lines(&[]), log(&[(-1.0, 1.0)]), lines(&[(f64::INFINITY, 0.0)])] {
             assert!(svg(std::slice::from_ref(&bad), 1).unwrap_err().to_string().contains("no finite value"), "{bad:?}");
         }
         assert!(svg(&[], 1).is_err() && svg(&[bars(&[1.0])], 0).is_err());

@@ -57,6 +57,14 @@ pub enum Error {
     /// The request is valid, but this build, device or model cannot serve it.
     #[error("{0}")]
     Unsupported(String),
+    /// A result is not what it must be, as one of the checks that are made before a kernel is timed found.
+    #[error("{what} computes wrongly: {message}")]
+    Wrong {
+        /// What computed it.
+        what: String,
+        /// The result and what it should be.
+        message: String,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

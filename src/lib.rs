@@ -30,7 +30,7 @@
 //! | [`generate`], [`latent`] | the decoding loop; latents on the host |
 //! | [`engine`] | everything a device can be asked; the only file that names the backends together |
 //! | [`Della`], [`verify`], [`eval`] | text to text; comparison with recorded outputs; how good a model is |
-//! | [`train`] | runs: settings, corpus, checkpoints, what they tell |
+//! | [`train`], [`bench`](mod@bench) | runs: settings, corpus, checkpoints, what they tell; times beside this machine's limits |
 //!
 //! # Unsafe code
 //!
@@ -41,6 +41,7 @@
 #[macro_use]
 pub mod tree;
 pub mod backend;
+pub mod bench;
 #[cfg(feature = "builtin-model")]
 pub mod builtin;
 pub mod chart;

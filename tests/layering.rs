@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
-/// that computes, and only `engine` names them all.
-const MAY_USE: [(&[&str], &[&str]); 11] = [
+/// that computes, and only `engine` names them all; `bench` measures the CPU's kernels one by one.
+const MAY_USE: [(&[&str], &[&str]); 12] = [
     (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["backend", "io", "chart"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
@@ -43,6 +43,13 @@ const MAY_USE: [(&[&str], &[&str]); 11] = [
         &[
             "error", "dims", "dtype", "rng", "io", "text", "model", "generate", "latent", "engine", "della", "eval",
             "learn", "chart",
+        ],
+    ),
+    (
+        &["bench"],
+        &[
+            "error", "dims", "dtype", "rng", "backend", "io", "chart", "model", "cpu", "generate", "latent", "learn",
+            "builtin", "engine",
         ],
     ),
     (&["eval"], &["error", "dims", "rng", "model", "generate", "latent", "engine", "chart"]),

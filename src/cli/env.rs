@@ -13,7 +13,7 @@ pub fn report(command: &Command, matches: &ArgMatches) {
     let Some(command) = command.find_subcommand(name) else { return };
     let taken = |arg: &&Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::EnvVariable);
     let names = command.get_arguments().filter(taken).filter_map(|arg| arg.get_env()?.to_str());
-    let cpu = CPU.into_iter().filter(|_| command.get_arguments().any(|arg| arg.get_id() == "device"));
+    let cpu = CPU.into_iter().filter(|_| command.get_arguments().any(|arg| arg.get_id() == "threads"));
     for name in names.chain(cpu) {
         if let Some(value) = std::env::var_os(name) {
             remark!("{name}={}", value.display());

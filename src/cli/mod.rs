@@ -9,6 +9,7 @@ macro_rules! remark {
 }
 
 mod args;
+mod bench;
 mod completions;
 mod convert;
 mod decode;
@@ -20,6 +21,7 @@ mod generate;
 mod init;
 mod input;
 mod inspect;
+mod list;
 mod model_dir;
 mod output;
 mod reconstruct;
@@ -58,6 +60,7 @@ enum Command {
     Train(Box<train::Args>),
     Verify(verify::Args),
     Eval(eval::Args),
+    Bench(Box<bench::Args>),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -78,6 +81,7 @@ impl Command {
             Command::Train(args) => train::run(*args),
             Command::Verify(args) => verify::run(args),
             Command::Eval(args) => eval::run(args),
+            Command::Bench(args) => bench::run(*args),
             Command::Doctor(args) => doctor::run(args),
             Command::Completions(args) => completions::run(args),
         }

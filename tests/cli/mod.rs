@@ -1,5 +1,7 @@
 /// Usage, variables, exit codes.
 mod arguments;
+/// Times: bench.
+mod bench;
 /// Measuring a model: eval.
 mod measures;
 /// Commands about models: inspect, convert, init, verify, tokenize, doctor.

@@ -1,0 +1,179 @@
+//! The limits of this machine, measured: what share of them a kernel reaches is what its time is worth.
+
+use std::hint::black_box;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cpu::Isa;
+use crate::cpu::simd::{Kernel, Simd};
+use crate::dtype::Dtype;
+
+/// What all threads read together, in f32: far more than the caches hold.
+const TOTAL: usize = 1 << 28;
+/// What a thread reads at least and at most.
+const EACH: (usize, usize) = (1 << 23, 1 << 26);
+/// Attempts, of which the fastest counts.
+const ATTEMPTS: usize = 5;
+
+/// What some threads of this machine can do at most.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    /// Threads that worked together.
+    pub threads: usize,
+    /// Bytes a second read from memory.
+    pub read: f64,
+    /// Bytes a second read and written, both counted, when memory is copied.
+    pub copy: f64,
+    /// Operations a second of each unit of [`UNITS`] that this processor has.
+    pub peaks: Vec<Peak>,
+}
+
+/// What one unit reaches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peak {
+    /// [`Unit::name`].
+    pub name: &'static str,
+    /// [`Unit::dtype`].
+    pub dtype: Dtype,
+    /// Operations a second; a multiply-add is two.
+    pub rate: f64,
+}
+
+/// A unit of the processor that multiplies and adds.
+pub struct Unit {
+    /// What a report calls its peak.
+    pub name: &'static str,
+    /// The type of the factors.
+    pub dtype: Dtype,
+    /// Operations a second of so many threads together; `None` if the processor lacks it.
+    pub measure: fn(usize) -> Option<f64>,
+}
+
+/// Every unit whose peak is measured. The peak of a precision is that of its fastest unit.
+pub const UNITS: &[Unit] =
+    &[Unit { name: "f32 multiply-add", dtype: Dtype::F32, measure: |threads| Some(multiply_add_peak(threads)) }];
+
+impl Limits {
+    /// Measures all of them with `threads` threads; takes a second or two, and up to a GiB, beyond 32 threads 32 MiB
+    /// each.
+    pub fn measure(threads: usize) -> Self {
+        let peak = |unit: &Unit| Some(Peak { name: unit.name, dtype: unit.dtype, rate: (unit.measure)(threads)? });
+        Limits {
+            threads,
+            read: read_bandwidth(threads),
+            copy: copy_bandwidth(threads),
+            peaks: UNITS.iter().filter_map(peak).collect(),
+        }
+    }
+
+    /// The greatest peak for factors of this type; that of f32 where no unit takes them as they are.
+    pub fn peak(&self, dtype: Dtype) -> Option<&Peak> {
+        let of =
+            |dtype| self.peaks.iter().filter(move |peak| peak.dtype == dtype).max_by(|a, b| a.rate.total_cmp(&b.rate));
+        of(dtype).or_else(|| of(Dtype::F32))
+    }
+}
+
+/// `DELLA_THREADS`, or one for each core.
+pub fn threads() -> usize {
+    let given = std::env::var("DELLA_THREADS").ok().and_then(|n| n.parse().ok());
+    given.unwrap_or_else(|| thread::available_parallelism().map_or(1, |n| n.get()))
+}
+
+/// f32 of one thread's memory; an even number.
+fn len(threads: usize) -> usize {
+    (TOTAL / threads.max(1)).clamp(EACH.0, EACH.1) & !1
+}
+
+/// Bytes a second that `threads` threads read from memory together.
+pub fn read_bandwidth(threads: usize) -> f64 {
+    let buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; len(threads)]).collect();
+    let token = Isa::best().token().expect("the best is available");
+    let fastest = fastest(|| {
+        thread::scope(|scope| {
+            for buffer in &buffers {
+                scope.spawn(move || black_box(token.run(Sum(buffer))));
+            }
+        });
+    });
+    (threads * len(threads) * size_of::<f32>()) as f64 / fastest.as_secs_f64()
+}
+
+/// Bytes a second that `threads` threads read and write together, both counted, when they copy memory.
+pub fn copy_bandwidth(threads: usize) -> f64 {
+    // pages that were never written are all the same page of zeros
+    let mut buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; len(threads)]).collect();
+    let fastest = fastest(|| {
+        thread::scope(|scope| {
+            for buffer in &mut buffers {
+                scope.spawn(|| {
+                    let (from, to) = buffer.split_at_mut(len(threads) / 2);
+                    black_box(to).copy_from_slice(black_box(from));
+                });
+            }
+        });
+    });
+    (threads * len(threads) * size_of::<f32>()) as f64 / fastest.as_secs_f64()
+}
+
+/// Floating-point operations a second of multiply-adds in registers, on `threads` threads together.
+pub fn multiply_add_peak(threads: usize) -> f64 {
+    const STEPS: usize = 20_000_000;
+    let token = Isa::best().token().expect("the best is available");
+    let mut operations = 0;
+    let fastest = fastest(|| {
+        operations = thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(move || token.run(MultiplyAdd(STEPS)))).collect();
+            workers.into_iter().map(|worker| worker.join().expect("nothing in it panics")).sum::<usize>()
+        });
+    });
+    operations as f64 / fastest.as_secs_f64()
+}
+
+fn fastest(mut work: impl FnMut()) -> Duration {
+    let attempt = |_| {
+        let start = Instant::now();
+        work();
+        start.elapsed()
+    };
+    (0..ATTEMPTS).map(attempt).min().expect("there is an attempt")
+}
+
+/// Reads everything once.
+struct Sum<'a>(&'a [f32]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let mut sums = [s.splat(0.0); 8];
+        for block in self.0.chunks_exact(8 * S::LANES) {
+            s.prefetch(block.as_ptr().wrapping_add(1024));
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = s.add(*sum, s.load(&block[i * S::LANES..][..S::LANES]));
+            }
+        }
+        sums.into_iter().map(|sum| s.sum(sum)).sum()
+    }
+}
+
+/// Independent chains of multiply-adds; returns how many operations they were.
+struct MultiplyAdd(usize);
+
+impl Kernel for MultiplyAdd {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> usize {
+        let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
+        let mut sums = [s.splat(1.0); 12];
+        for _ in 0..self.0 {
+            for sum in &mut sums {
+                *sum = s.fma(*sum, a, b);
+            }
+        }
+        black_box(sums.into_iter().map(|sum| s.sum(sum)).sum::<f32>());
+        2 * 12 * S::LANES * self.0
+    }
+}
