@@ -238,6 +238,7 @@ def main():
     if unknown := set(names) - {"della", *PEERS}:
         parser.error(f"no such system: {', '.join(sorted(unknown))}")
     peers = [name for name in names if name != "della"]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     started = datetime.datetime.now().astimezone()
 
     WORK.mkdir(parents=True, exist_ok=True)
@@ -253,7 +254,7 @@ def main():
                 execute([PYTHON, HERE / PEERS[name][1][0], "--data", data, "--kind", "prepare"], 1800)
             except Skip as reason:
                 skipped[name] = f"not prepared: {reason}"
-    if not os.access(args.della, os.X_OK):
+    if "della" in names and not os.access(args.della, os.X_OK):
         skipped["della"] = f"no {args.della}: cargo build --release"
 
     results = measure(args, names, data, skipped)
