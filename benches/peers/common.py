@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 FULL = {"vocab": 21130, "width": 768, "layers": 12, "heads": 12, "positions": 1024, "latent": 256}
 QUICK = {"vocab": 1000, "width": 64, "layers": 2, "heads": 2, "positions": 128, "latent": 16}
 
-# How far a peer's logits may be from the reference, in units of the reference's rms. Another model differs by more than 1.
+# How far a peer's logits may be from the reference, in units of its rms. Another model differs by more than 1.
 TOLERANCE = {"f32": 0.01, "bf16": 0.1, "int8": 0.2}
 CHECKED_TOKENS = 8
 
@@ -125,7 +125,7 @@ def report(args, version, samples, units):
 
 
 def check(peer, args):
-    """The peer must compute the model: finite logits of the right shape, near the reference, by either way to get them."""
+    """The peer must compute the model: finite logits of the right shape, near the reference, with a cache too."""
     expected = np.load(args.data / "reference.npz")
     logits = peer.array(peer.forward(expected["ids"]))
     if logits.shape != expected["logits"].shape or not np.isfinite(logits).all():

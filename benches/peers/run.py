@@ -192,7 +192,8 @@ def tables(results, quick):
             f"{recorded} †" if recorded else "–",
         ]), "|")
     print("\n† from the record, on another machine: two cores of a Xeon with AMX; not measured in this run.\n")
-    print("| work | dtype | system | rate | lowest–highest of rounds | peak of memory |\n| --- | --- | --- | ---: | ---: | ---: |")
+    print("| work | dtype | system | rate | lowest–highest of rounds | peak of memory |")
+    print("| --- | --- | --- | ---: | ---: | ---: |")
     for row in results:
         for name, s in row["systems"].items():
             spread = f"{number(min(s['rates']))}–{number(max(s['rates']))}"
@@ -260,14 +261,14 @@ def main():
     results = measure(args, names, data, skipped)
     versions = {name: s["version"] for row in results for name, s in row["systems"].items()}
     host = machine()
-    print(f"{started:%Y-%m-%d %H:%M}, {host['cpu']} ({', '.join(host['isa'])}), {args.threads} threads of {host['cores']} "
-          f"cores; medians of {args.rounds} rounds. {'; '.join(sorted(set(versions.values())))}.\n")
+    print(f"{started:%Y-%m-%d %H:%M}, {host['cpu']} ({', '.join(host['isa'])}), {args.threads} threads of "
+          f"{host['cores']} cores; medians of {args.rounds} rounds. {'; '.join(sorted(set(versions.values())))}.\n")
     if args.quick:
         print("A trial, with tiny models for the peers and one measurement each: these speeds mean nothing.\n")
     tables(results, args.quick)
     print_skipped(results, skipped)
     if args.output:
-        settings = {"threads": args.threads, "rounds": args.rounds, "repetitions": args.repetitions, "quick": args.quick}
+        settings = {key: getattr(args, key) for key in ("threads", "rounds", "repetitions", "quick")}
         everything = {"started": started.isoformat(), "machine": host, "settings": settings, "versions": versions,
                       "skipped": skipped, "results": results}
         args.output.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
