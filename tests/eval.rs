@@ -4,9 +4,10 @@ use std::path::Path;
 
 use della::backend::Backend;
 use della::cpu::{Cpu, Options as CpuOptions};
+use della::dtype::Dtype;
 use della::engine::Engine;
 use della::eval::text::{corpus_bleu, distinct, self_bleu};
-use della::eval::{Options, Progress, Report, Stage, evaluate};
+use della::eval::{Agreement, Options, Progress, Report, Stage, agreement, evaluate};
 use della::generate::session::{Choice, Request, unwatched};
 use della::generate::{Sampling, greedy};
 use della::latent::{Noise, row_number};
@@ -109,6 +110,31 @@ fn a_row_alone_scores_the_same_bits_as_in_a_batch() {
         assert_same_bits(&format!("row {i}"), &alone.nll, &together[i].nll);
         assert_eq!(alone.correct, together[i].correct, "row {i}");
     }
+}
+
+/// A model agrees with itself, nearly with itself in narrow weights, and not with another.
+#[test]
+fn agreement_is_that_of_logits_and_texts() {
+    for fixture in ["vae", "cvae"] {
+        let exact = model(fixture, cpu(2));
+        let rows = Rows::new(&exact, 40);
+        let with = |other: &dyn Engine, limit| agreement(other, &exact, &rows.rows(), (limit, 0), 8).unwrap();
+        let alike = Agreement { sentences: 40, logits_error: 0.0, top_1: 1.0, greedy: 1.0 };
+        assert_eq!(with(&model(fixture, cpu(1)), None), alike);
+        assert_eq!(with(&exact, Some(3)).sentences, 3);
+        let mut before = 0.0;
+        for dtype in [Dtype::Bf16, Dtype::Int8] {
+            let narrow = Cpu::new(CpuOptions { dtype: Some(dtype), ..CpuOptions::default() }).unwrap();
+            let found = with(&model(fixture, narrow), None);
+            assert!(found.logits_error > before && found.logits_error < 0.1, "{dtype}: {found:?}");
+            assert!(found.top_1 > 0.8 && found.top_1 < 1.0, "{dtype}: {found:?}");
+            before = found.logits_error;
+        }
+    }
+    let (vae, cvae) = (model("vae", cpu(1)), model("cvae", cpu(1)));
+    let rows = Rows::new(&vae, 2);
+    assert!(agreement(&vae, &cvae, &rows.rows(), (None, 0), 8).unwrap_err().to_string().contains("size"));
+    assert!(agreement(&vae, &vae, &[], (None, 0), 8).unwrap_err().to_string().contains("none"));
 }
 
 /// A row's part knows nothing of the latents, a state's nothing of the row, and the two of a row that meets its own

@@ -19,6 +19,8 @@ pub fn size(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 => 8.0,
         Dtype::F32 => 4.0,
+        Dtype::Bf16 => 2.0,
+        Dtype::Int8 => 1.0,
     }
 }
 
@@ -27,6 +29,9 @@ pub fn epsilon(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F64 => f64::EPSILON,
         Dtype::F32 => f64::from(f32::EPSILON),
+        Dtype::Bf16 => 2f64.powi(-7),
+        // of 127 steps, to a normal number the greatest of a row
+        Dtype::Int8 => 4.0 / 127.0,
     }
 }
 

@@ -4,8 +4,12 @@ use std::hint::black_box;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytemuck::Zeroable;
+
 use crate::cpu::Isa;
-use crate::cpu::simd::{Kernel, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::arch::{Amx, Avx512Bf16, Avx512Vnni};
+use crate::cpu::simd::{Dot, DotKernel, Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit};
 use crate::dtype::Dtype;
 
 /// What all threads read together, in f32: far more than the caches hold.
@@ -50,8 +54,17 @@ pub struct Unit {
 }
 
 /// Every unit whose peak is measured. The peak of a precision is that of its fastest unit.
-pub const UNITS: &[Unit] =
-    &[Unit { name: "f32 multiply-add", dtype: Dtype::F32, measure: |threads| Some(multiply_add_peak(threads)) }];
+pub const UNITS: &[Unit] = &[
+    Unit { name: "f32 multiply-add", dtype: Dtype::F32, measure: |threads| Some(multiply_add_peak(threads)) },
+    #[cfg(target_arch = "x86_64")]
+    Unit { name: "AVX-512 bf16", dtype: Dtype::Bf16, measure: dot_peak::<Avx512Bf16> },
+    #[cfg(target_arch = "x86_64")]
+    Unit { name: "AMX bf16", dtype: Dtype::Bf16, measure: |threads| tile_peak::<Amx, false>(threads) },
+    #[cfg(target_arch = "x86_64")]
+    Unit { name: "AVX-512 VNNI", dtype: Dtype::Int8, measure: dot_peak::<Avx512Vnni> },
+    #[cfg(target_arch = "x86_64")]
+    Unit { name: "AMX int8", dtype: Dtype::Int8, measure: |threads| tile_peak::<Amx, true>(threads) },
+];
 
 impl Limits {
     /// Measures all of them with `threads` threads; takes a second or two, and up to a GiB, beyond 32 threads 32 MiB
@@ -118,12 +131,52 @@ pub fn copy_bandwidth(threads: usize) -> f64 {
 
 /// Floating-point operations a second of multiply-adds in registers, on `threads` threads together.
 pub fn multiply_add_peak(threads: usize) -> f64 {
-    const STEPS: usize = 20_000_000;
     let token = Isa::best().token().expect("the best is available");
+    rate(threads, || token.run(MultiplyAdd))
+}
+
+/// Operations a second of products of narrow numbers in vectors, if the processor has them.
+fn dot_peak<D: Dot>(threads: usize) -> Option<f64> {
+    let dot = D::new()?;
+    Some(rate(threads, || {
+        dot.vectorize(Dots);
+        2 * CHAINS * D::Simd::LANES * D::GROUP * STEPS
+    }))
+}
+
+/// Operations a second of products of tiles, if the processor has them and they may be used.
+fn tile_peak<T: TileUnit, const INT8: bool>(threads: usize) -> Option<f64> {
+    const STEPS: usize = 1_000_000;
+    let unit = T::new()?;
+    Some(rate(threads, || {
+        unit.enter(|| {
+            let zeros = [0.0; TILE_ROWS * TILE_WORDS];
+            unit.load::<4>(&zeros, TILE_WORDS);
+            unit.load::<5>(&zeros, TILE_WORDS);
+            for _ in 0..STEPS {
+                if INT8 {
+                    unit.dot_int8::<0, 4, 5>();
+                    unit.dot_int8::<1, 4, 5>();
+                    unit.dot_int8::<2, 4, 5>();
+                    unit.dot_int8::<3, 4, 5>();
+                } else {
+                    unit.dot_bf16::<0, 4, 5>();
+                    unit.dot_bf16::<1, 4, 5>();
+                    unit.dot_bf16::<2, 4, 5>();
+                    unit.dot_bf16::<3, 4, 5>();
+                }
+            }
+        });
+        2 * 4 * TILE_ROWS * TILE_WORDS * TILE_WORDS * if INT8 { 4 } else { 2 } * STEPS
+    }))
+}
+
+/// Operations a second of `work`, which returns how many it did, on `threads` threads together.
+fn rate(threads: usize, work: impl Fn() -> usize + Sync) -> f64 {
     let mut operations = 0;
     let fastest = fastest(|| {
         operations = thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(move || token.run(MultiplyAdd(STEPS)))).collect();
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(&work)).collect();
             workers.into_iter().map(|worker| worker.join().expect("nothing in it panics")).sum::<usize>()
         });
     });
@@ -158,8 +211,35 @@ impl Kernel for Sum<'_> {
     }
 }
 
+/// Turns of a peak's loop.
+const STEPS: usize = 20_000_000;
+/// Independent sums, enough to hide how long one addition takes.
+const CHAINS: usize = 12;
+
+/// Products of what lies in a register, of a narrow type.
+struct Dots;
+
+impl<D: Dot> DotKernel<D> for Dots {
+    #[inline(always)]
+    fn run(self, d: D) {
+        let s = d.simd();
+        let (x, words) = (black_box(D::X::zeroed()), [0.0; MAX_LANES]);
+        let words = d.words(&D::Simd::arrays(black_box(&words))[0]);
+        let mut sums = [d.start(s.splat(0.0)); CHAINS];
+        for _ in 0..STEPS {
+            for sum in &mut sums {
+                *sum = d.add(*sum, &x, words);
+            }
+        }
+        black_box(sums.into_iter().map(|sum| s.sum(d.finish(sum))).sum::<f32>());
+    }
+}
+
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
+
 /// Independent chains of multiply-adds; returns how many operations they were.
-struct MultiplyAdd(usize);
+struct MultiplyAdd;
 
 impl Kernel for MultiplyAdd {
     type Output = usize;
@@ -167,13 +247,13 @@ impl Kernel for MultiplyAdd {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
         let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
-        let mut sums = [s.splat(1.0); 12];
-        for _ in 0..self.0 {
+        let mut sums = [s.splat(1.0); CHAINS];
+        for _ in 0..STEPS {
             for sum in &mut sums {
                 *sum = s.fma(*sum, a, b);
             }
         }
         black_box(sums.into_iter().map(|sum| s.sum(sum)).sum::<f32>());
-        2 * 12 * S::LANES * self.0
+        2 * CHAINS * S::LANES * STEPS
     }
 }

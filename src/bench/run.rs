@@ -70,7 +70,7 @@ impl Plan {
 
 /// Whether weights of this type can be trained.
 fn trains(variant: &Variant) -> bool {
-    variant.dtype == Dtype::F32
+    variant.dtype != Dtype::Int8
 }
 
 /// Runs a plan; `limits` has one for each number of threads. Kernels take turns on each case; a training step's, which need

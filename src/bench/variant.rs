@@ -38,7 +38,7 @@ impl Variant {
     /// # Errors
     /// As [`Cpu::new`].
     pub fn cpu(&self, threads: usize) -> Result<Cpu> {
-        let options = cpu::Options { threads: Some(threads), ..Default::default() };
+        let options = cpu::Options { threads: Some(threads), dtype: Some(self.dtype), ..Default::default() };
         let options = match self.choice {
             Choice::Product => cpu::Options { gemm: Some(self.kernel.into()), ..options },
             Choice::Instructions(isa) => cpu::Options { isa_cap: Some(isa), ..options },
@@ -47,20 +47,15 @@ impl Variant {
     }
 }
 
-/// The type of the weights of a matrix product.
-fn dtype_of(_: &gemm::Entry) -> Dtype {
-    Dtype::F32
-}
-
 /// The CPU that the engine would take for this type of weights.
-fn chosen(_: Dtype) -> Result<Cpu> {
-    cpu::Options { threads: Some(1), ..Default::default() }.or_env().and_then(Cpu::new)
+fn chosen(dtype: Dtype) -> Result<Cpu> {
+    cpu::Options { threads: Some(1), dtype: Some(dtype), ..Default::default() }.or_env().and_then(Cpu::new)
 }
 
 /// The types of weights that there are matrix products for.
 pub fn dtypes() -> Vec<Dtype> {
     let mut dtypes: Vec<Dtype> = Vec::new();
-    for dtype in gemm::REGISTRY.iter().map(dtype_of) {
+    for dtype in gemm::REGISTRY.iter().map(|entry| entry.dtype) {
         if !dtypes.contains(&dtype) {
             dtypes.push(dtype);
         }
@@ -73,15 +68,17 @@ pub fn dtypes() -> Vec<Dtype> {
 /// # Errors
 /// A name that is unknown, or that this machine cannot run, or is of another type.
 pub fn products(select: &Select, wanted: &[Dtype]) -> Result<Vec<Variant>> {
-    let variant = |entry: &gemm::Entry| Variant { dtype: dtype_of(entry), kernel: entry.name, choice: Choice::Product };
+    let variant = |entry: &gemm::Entry| Variant { dtype: entry.dtype, kernel: entry.name, choice: Choice::Product };
     match select {
         Select::Chosen => {
             let wanted = if wanted.is_empty() { &[Dtype::F32] } else { wanted };
             wanted.iter().map(|&dtype| gemm::find(chosen(dtype)?.gemm()).map(variant)).collect()
         }
         Select::All => {
-            let allowed = gemm::allowed(chosen(Dtype::F32)?.isa());
-            Ok(allowed.map(variant).filter(|v| wanted.is_empty() || wanted.contains(&v.dtype)).collect())
+            let isa = chosen(Dtype::F32)?.isa();
+            let all = dtypes();
+            let wanted = if wanted.is_empty() { &all } else { wanted };
+            Ok(wanted.iter().flat_map(|&dtype| gemm::allowed(isa, dtype)).map(variant).collect())
         }
         Select::Named(names) => {
             let named = |name: &String| {
@@ -106,7 +103,10 @@ pub fn instructions(select: &Select) -> Result<Vec<Variant>> {
     let variant = |isa: Isa| Variant { dtype: Dtype::F32, kernel: isa.name(), choice: Choice::Instructions(isa) };
     match select {
         Select::Chosen => Ok(vec![variant(best)]),
-        Select::All => Ok(Isa::available().filter(|isa| *isa <= best).map(variant).collect()),
+        Select::All => {
+            let allowed = Isa::available().filter(|isa| *isa <= best && Isa::VECTORS.contains(isa));
+            Ok(allowed.map(variant).collect())
+        }
         Select::Named(names) => {
             let named = |name: &String| {
                 let isa: Isa = name.parse()?;
@@ -137,6 +137,6 @@ mod tests {
         assert!(products(&named("matrixmultiply-f32"), &[Dtype::F64]).is_err());
         assert!(instructions(&named("sse9")).unwrap_err().to_string().contains("portable"));
         assert_eq!(instructions(&named("portable")).unwrap()[0].cpu(1).unwrap().isa(), Isa::Portable);
-        assert_eq!(dtypes(), [Dtype::F32]);
+        assert_eq!(dtypes(), [Dtype::F32, Dtype::Bf16, Dtype::Int8]);
     }
 }

@@ -106,7 +106,12 @@ pub fn device_options(device: DeviceArg, dtype: DtypeArg, threads: Option<usize>
 impl ModelArgs {
     /// Opens the model.
     pub fn open(&self) -> anyhow::Result<Della> {
-        let device = self.device.options()?;
+        self.open_in(self.device.dtype)
+    }
+
+    /// Opens the model in this precision.
+    pub fn open_in(&self, dtype: DtypeArg) -> anyhow::Result<Della> {
+        let device = device_options(self.device.device, dtype, self.device.options()?.threads);
         match &self.model {
             Some(dir) => Ok(Della::open_with(dir, &device)?),
             #[cfg(feature = "builtin-model")]

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use della::eval::{self, Options, Progress, Report};
+use della::eval::{self, Agreement, Options, Progress, Report};
 use della::model::encode::Row;
 use della::train::data::{self, Corpus, DataOptions, Format, Long, RowIds};
 use della::{Della, Error};
@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::Usage;
-use super::args::{ModelArgs, parse_seed};
+use super::args::{DtypeArg, ModelArgs, parse_seed};
 use super::output::OutputArgs;
 
 /// Measure a model on sentences
@@ -64,6 +64,9 @@ pub struct Args {
     /// New tokens at most of a reconstruction or a text from the prior
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Measures")]
     max_length: u32,
+    /// Also compare with the same model in this precision: logits, and greedy reconstructions
+    #[arg(long, value_enum, value_name = "DTYPE", help_heading = "Measures")]
+    against: Option<DtypeArg>,
     /// Seed of everything that is drawn: a number, or `random`
     #[arg(long, value_name = "N", default_value = "0", value_parser = parse_seed, env = "DELLA_SEED", help_heading = "Measures")]
     seed: u64,
@@ -94,6 +97,8 @@ struct Object<'a> {
     data: &'a data::Report,
     #[serde(flatten)]
     report: &'a Report,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agreement: Option<Agreement>,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -116,13 +121,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let report = report?;
+    let agreement = args.against.map(|dtype| args.agreement(&della, dtype, &rows)).transpose()?;
     if let Some(path) = &args.chart {
         let mut file = File::create_new(path).map_err(|e| Error::io(path, e))?;
         file.write_all(eval::chart(&report)?.as_bytes()).map_err(|e| Error::io(path, e))?;
     }
     match output.json {
-        true => output.object(&Object { model: args.model.model.as_ref(), data: &read, report: &report })?,
-        false => output.line(report.to_string().trim_end())?,
+        true => output.object(&Object { model: args.model.model.as_ref(), data: &read, report: &report, agreement })?,
+        false => {
+            output.line(report.to_string().trim_end())?;
+            if let Some(agreement) = agreement {
+                output.line(&format!("\n{agreement}"))?;
+            }
+        }
     }
     output.finish()
 }
@@ -154,6 +165,14 @@ impl Args {
         bar.finish_and_clear();
         let corpus = corpus?;
         Ok(((0..corpus.len()).map(|row| corpus.row(row)).collect(), corpus.report().clone()))
+    }
+
+    /// How the model agrees with itself in another precision.
+    fn agreement(&self, della: &Della, dtype: DtypeArg, rows: &[Row<'_>]) -> anyhow::Result<Agreement> {
+        let options = self.options(della);
+        let exact = self.model.open_in(dtype)?;
+        let choice = (options.limit, options.seed);
+        Ok(eval::agreement(della.engine(), exact.engine(), rows, choice, options.max_length)?)
     }
 
     fn options(&self, della: &Della) -> Options {

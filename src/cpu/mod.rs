@@ -4,7 +4,7 @@
 //! groups of operations of [`backend`](crate::backend)). A result depends neither on the number of threads nor on the
 //! batch that a row is computed in: every sum runs in an order given by its own length.
 
-mod arch;
+pub(crate) mod arch;
 mod buffer;
 pub mod gemm;
 mod isa;

@@ -7,6 +7,7 @@
 //! | mutual information | drawn | [`information`] |
 //! | active units | at their means | [`information`] |
 //! | exact reconstructions, BLEU-4 | at their means, most probable tokens | [`Reconstructions`], [`text`] |
+//! | agreement with a model of wider weights | at their means | [`Agreement`] |
 //! | distinct-1, distinct-2, self-BLEU-4 | from the prior, tokens drawn | [`text`] |
 //!
 //! A sentence is `<BOS> … <EOS>`; every token of it but the first is predicted and counts, `<EOS>` too. A conditional
@@ -16,6 +17,7 @@
 //! [`Della::encode_ids`](crate::Della::encode_ids); sums run in the order of the rows. So the result depends neither on
 //! batches nor on threads, and that of the same rows is the same whoever asks for it.
 
+mod agreement;
 mod chart;
 
 pub mod bounds;
@@ -23,6 +25,7 @@ pub mod information;
 mod report;
 pub mod text;
 
+pub use agreement::{Agreement, agreement};
 pub use chart::chart;
 pub use report::{AtMeans, Information, Layer, Likelihood, PriorSamples, Reconstructions, Report};
 

@@ -46,6 +46,12 @@ fn a_model_is_measured_on_files() {
     assert_eq!((&daily["sentences"], &daily["data"]["other_labels"]), (&json!(3), &json!(1)));
     assert_eq!(json(&["--labels", "daily", "--max-chars", "7"])["sentences"], json!(2));
     assert_eq!(json(&["--limit", "2"])["sentences"], json!(2));
+    let narrow = json(&["--dtype", "bf16", "--against", "f32"]);
+    let agreement = &narrow["agreement"];
+    assert_eq!((&agreement["sentences"], &all["agreement"]), (&json!(4), &Value::Null));
+    assert!((1e-4..0.1).contains(&agreement["logits_error"].as_f64().unwrap()), "{agreement}");
+    let said = run(&[&args[..], &["--dtype", "int8", "--against", "int8"]].concat()).ok();
+    assert!(said.contains("0.00e0  relative rms error") && said.contains("1.00000  of tokens"), "{said}");
     let quick = json(&["--quick"]);
     for (name, wanted) in [("reconstructions", &Value::Null), ("information", &Value::Null), ("means", &all["means"])] {
         assert_eq!(&quick[name], wanted, "{name}");

@@ -323,7 +323,8 @@ fn the_doctor_sees_the_machine() {
     };
     let limited = report(&[("DELLA_ISA", "portable"), ("DELLA_GEMM", "matrixmultiply-f32"), ("DELLA_THREADS", "3")]);
     assert_eq!(chosen(&limited, "instruction_sets"), [json!("portable")]);
-    assert_eq!(chosen(&limited, "matrix_products"), [json!("matrixmultiply-f32")]);
+    let products = ["matrixmultiply-f32", "portable-bf16-widen", "portable-int8-widen"];
+    assert_eq!(chosen(&limited, "matrix_products"), products.map(|name| json!(name)));
     assert_eq!((&limited["threads"], limited["variables"].as_array().unwrap().len()), (&json!(3), 3));
     let misspelt = report(&[("DELLA_MODLE", "x")]);
     assert!(misspelt["notes"].to_string().contains("DELLA_MODLE"), "{misspelt}");
