@@ -32,8 +32,13 @@ pub trait Storage: Send + Sync + Sized + 'static {
     fn write_ids(&self, dst: &mut Self::Ids, src: &[u32]);
     /// Copies the first `dst.len()` elements of `src`.
     fn read_act<F: HostFloat>(&self, dst: &mut [F], src: &Self::Act);
+    /// Copies `dst.len()` elements of `src` from `start` on.
+    fn read_real_at<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real, start: usize);
+
     /// Copies the first `dst.len()` elements of `src`.
-    fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real);
+    fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real) {
+        self.read_real_at(dst, src, 0);
+    }
 
     /// A buffer that holds `src`.
     fn act_from<F: HostFloat>(&self, src: &[F]) -> Result<Self::Act> {

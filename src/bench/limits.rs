@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
 
-use crate::cpu::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::arch::{Amx, Avx512Bf16, Avx512Vnni};
 use crate::cpu::simd::{Dot, DotKernel, Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit};
+use crate::cpu::{Buffer, Isa};
 use crate::dtype::Dtype;
 
 /// What all threads read together, in f32: far more than the caches hold.
@@ -98,9 +98,19 @@ fn len(threads: usize) -> usize {
     (TOTAL / threads.max(1)).clamp(EACH.0, EACH.1) & !1
 }
 
+/// Memory for each thread, in pages as large as those of weights, and written: pages that never were are all the same one.
+fn buffers(threads: usize) -> Vec<Buffer<f32>> {
+    let buffer = |_| {
+        let mut buffer = Buffer::try_zeroed(len(threads)).unwrap_or_else(|e| panic!("{e}"));
+        buffer.fill(1.0);
+        buffer
+    };
+    (0..threads).map(buffer).collect()
+}
+
 /// Bytes a second that `threads` threads read from memory together.
 pub fn read_bandwidth(threads: usize) -> f64 {
-    let buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; len(threads)]).collect();
+    let buffers = buffers(threads);
     let token = Isa::best().token().expect("the best is available");
     let fastest = fastest(|| {
         thread::scope(|scope| {
@@ -114,8 +124,7 @@ pub fn read_bandwidth(threads: usize) -> f64 {
 
 /// Bytes a second that `threads` threads read and write together, both counted, when they copy memory.
 pub fn copy_bandwidth(threads: usize) -> f64 {
-    // pages that were never written are all the same page of zeros
-    let mut buffers: Vec<Vec<f32>> = (0..threads).map(|t| vec![1.0 + t as f32; len(threads)]).collect();
+    let mut buffers = buffers(threads);
     let fastest = fastest(|| {
         thread::scope(|scope| {
             for buffer in &mut buffers {

@@ -190,9 +190,9 @@ impl Storage for Cpu {
         self.read_real(dst, src);
     }
 
-    fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Buffer<f32>) {
+    fn read_real_at<F: HostFloat>(&self, dst: &mut [F], src: &Buffer<f32>, start: usize) {
         let len = dst.len();
-        for (dst, src) in dst.iter_mut().zip(&src[..len]) {
+        for (dst, src) in dst.iter_mut().zip(&src[start..start + len]) {
             *dst = F::from_f32(*src);
         }
     }

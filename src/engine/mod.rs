@@ -138,12 +138,14 @@ impl<B: Backend> Engine for Model<B> {
         for pass in passes(rows, |ids| ids.len()) {
             let z = z.slice_axis(Axis(0), (logits.len()..logits.len() + pass.len()).into());
             let rows: Vec<Row<'_>> = pass.iter().map(|sentence| Row { condition: &[], sentence }).collect();
-            let flat = logits_pass(self, &rows, &upload_latents(&self.backend, z)?)?;
-            let mut flat = flat.as_slice();
+            let on_device = logits_pass(self, &rows, &upload_latents(&self.backend, z)?)?;
+            let mut start = 0;
             for ids in pass {
-                let (row, rest) = flat.split_at(ids.len() * dims.vocab);
-                logits.push(Array2::from_shape_vec((ids.len(), dims.vocab), row.to_vec()).expect("split to this size"));
-                flat = rest;
+                let mut row = Array2::zeros((ids.len(), dims.vocab));
+                let values = row.as_slice_mut().expect("made in standard order");
+                self.backend.read_real_at(values, &on_device, start);
+                start += row.len();
+                logits.push(row);
             }
         }
         Ok(logits)
@@ -317,13 +319,11 @@ fn decode_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) ->
     Ok(acts)
 }
 
-/// Logits `(N, V)` of the rows, end to end.
-fn logits_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) -> Result<Vec<f32>> {
+/// Logits `(N, V)` of the rows, end to end on the device.
+fn logits_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) -> Result<B::Real> {
     let (backend, dims) = (&model.backend, &model.config.dims);
     let (acts, tokens) = (decode_pass(model, rows, z)?, rows.iter().map(Row::len).sum::<usize>());
     let mut logits = backend.real(tokens * dims.vocab)?;
     backend.head_fwd(&mut logits, &acts.output, &model.params.decoder.wte, tokens);
-    let mut host = vec![0.0; tokens * dims.vocab];
-    backend.read_real(&mut host, &logits);
-    Ok(host)
+    Ok(logits)
 }

@@ -62,13 +62,13 @@ impl Storage for Reference {
     }
 
     fn read_act<F: HostFloat>(&self, dst: &mut [F], src: &Vec<f64>) {
-        for (d, &s) in dst.iter_mut().zip(&src[..]) {
-            *d = F::from_f64(s);
-        }
+        self.read_real(dst, src);
     }
 
-    fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Vec<f64>) {
-        self.read_act(dst, src);
+    fn read_real_at<F: HostFloat>(&self, dst: &mut [F], src: &Vec<f64>, start: usize) {
+        for (d, &s) in dst.iter_mut().zip(&src[start..]) {
+            *d = F::from_f64(s);
+        }
     }
 }
 

@@ -11,8 +11,8 @@ use crate::cpu::simd::{Dot, DotKernel, Form, Simd, Token};
 /// How far ahead of its use the weight is asked for, in floats.
 const PREFETCH: usize = 4096;
 
-/// Rows up to which memory is slower than the multiplications; with more, a piece of a panel is in the cache already.
-const STREAMING_ROWS: usize = 4;
+/// Rows up to which a tile may meet its weights first; taller ones pass over a piece of a panel that is in a cache.
+const STREAMING_ROWS: usize = 8;
 
 /// A part of a panel.
 #[derive(Clone, Copy)]

@@ -58,7 +58,29 @@ impl<M: Microkernel> Product<M> {
     /// `y = epilogue(x W)`.
     fn product(&self, pool: &Pool, y: &mut [f32], x: Left<'_>, w: Panels<'_>, rows: usize, epilogue: Epilogue<'_>) {
         let (block, columns) = self.plan(rows, w, pool.threads());
-        pool.tiles(rows, block, [(y, w.outputs, columns)], |[tile]| self.block(tile, x, w, epilogue));
+        let packed = Packed::<M>::new(rows, w.words());
+        if rows <= block && columns < w.outputs && !packed.is_plain(x, w.inputs) {
+            // One block for all tasks.
+            return with_scratch(packed.len(), |scratch| {
+                packed.fill(self.micro, scratch, x, 0, w.inputs);
+                pool.tiles(rows, block, [(y, w.outputs, columns)], |[tile]| {
+                    self.block(tile, scratch, w, epilogue);
+                });
+            });
+        }
+        pool.tiles(rows, block, [(y, w.outputs, columns)], |[tile]| {
+            let rows = tile.rows();
+            let packed = Packed::<M>::new(rows.len(), w.words());
+            match x {
+                Left::Rows { data, stride } if packed.is_plain(x, w.inputs) => {
+                    self.block(tile, &data[rows.start * stride..][..w.inputs], w, epilogue);
+                }
+                _ => with_scratch(packed.len(), |scratch| {
+                    packed.fill(self.micro, scratch, x, rows.start, w.inputs);
+                    self.block(tile, scratch, w, epilogue);
+                }),
+            }
+        });
     }
 
     /// Rows and columns of a task.
@@ -78,47 +100,28 @@ impl<M: Microkernel> Product<M> {
         (tiles_per_block * M::ROWS, panels_per_task * M::WIDTH)
     }
 
-    /// Computes one tile of `y`.
-    fn block(&self, mut tile: Tile<'_>, x: Left<'_>, w: Panels<'_>, epilogue: Epilogue<'_>) {
+    /// Computes one tile of `y`, of whose rows `x` is the packed block.
+    fn block(&self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
         let (rows, cols, words) = (tile.rows(), tile.cols(), w.words());
-        let packed = Packed::<M> { rows: rows.len(), words, micro: PhantomData };
+        let packed = Packed::<M>::new(rows.len(), words);
         // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
         let group = if packed.len() <= RESIDENT { M::WIDTH } else { cols.len() };
-        with_scratch(packed.len(), |scratch| {
-            let x = match x {
-                Left::Rows { data, stride } if rows.len() == 1 && M::takes_plain_row(w.inputs) => {
-                    &data[rows.start * stride..][..w.inputs]
-                }
-                _ => {
-                    for pass in passes::<M>(words) {
+        self.micro.enter(|| {
+            for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
+                for pass in passes::<M>(words) {
+                    let add = pass.start > 0 || epilogue.accumulates();
+                    for col in group.clone().step_by(M::WIDTH) {
+                        let piece = w.piece(col / M::WIDTH, &pass);
                         for (start, len) in split::<M>(rows.len()) {
-                            let group = M::FORMAT.group();
-                            let inputs = (pass.start * group).min(w.inputs)..(pass.end * group).min(w.inputs);
-                            let place = packed.place(&pass, start, len);
-                            let rows = rows.start + start..rows.start + start + len;
-                            self.micro.pack(&mut scratch[place], x, rows, inputs);
+                            let x = &x[packed.place(&pass, start, len)];
+                            self.micro.tile(&mut tile, (rows.start + start, len, col), x, piece, add);
                         }
                     }
-                    &*scratch
                 }
-            };
-            self.micro.enter(|| {
-                for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
-                    for pass in passes::<M>(words) {
-                        let add = pass.start > 0 || epilogue.accumulates();
-                        for col in group.clone().step_by(M::WIDTH) {
-                            let piece = w.piece(col / M::WIDTH, &pass);
-                            for (start, len) in split::<M>(rows.len()) {
-                                let x = &x[packed.place(&pass, start, len)];
-                                self.micro.tile(&mut tile, (rows.start + start, len, col), x, piece, add);
-                            }
-                        }
-                    }
-                    // While the sums are in a cache.
-                    let finish = Finish { tile: &mut tile, cols: group, outputs: w.outputs, epilogue };
-                    self.micro.token().run(finish);
-                }
-            });
+                // While the sums are in a cache.
+                let finish = Finish { tile: &mut tile, cols: group, outputs: w.outputs, epilogue };
+                self.micro.token().run(finish);
+            }
         });
     }
 }
@@ -136,6 +139,27 @@ struct Packed<M> {
 }
 
 impl<M: Microkernel> Packed<M> {
+    fn new(rows: usize, words: usize) -> Self {
+        Packed { rows, words, micro: PhantomData }
+    }
+
+    /// Whether the block is a single row that is packed as it is.
+    fn is_plain(&self, x: Left<'_>, inputs: usize) -> bool {
+        self.rows == 1 && matches!(x, Left::Rows { .. }) && M::takes_plain_row(inputs)
+    }
+
+    /// Packs rows from `first` on.
+    fn fill(&self, micro: M, packed: &mut [f32], x: Left<'_>, first: usize, inputs: usize) {
+        let group = M::FORMAT.group();
+        for pass in passes::<M>(self.words) {
+            for (start, len) in split::<M>(self.rows) {
+                let inputs = (pass.start * group).min(inputs)..(pass.end * group).min(inputs);
+                let rows = first + start..first + start + len;
+                micro.pack(&mut packed[self.place(&pass, start, len)], x, rows, inputs);
+            }
+        }
+    }
+
     /// Floats of a pass; all tiles but the last take what their rows take.
     fn pass(&self, words: usize) -> usize {
         split::<M>(self.rows).map(|(_, len)| M::packed_len(len, words)).sum()
