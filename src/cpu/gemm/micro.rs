@@ -68,7 +68,7 @@ impl<D: Dot> Microkernel for Vectors<D> {
     const WIDTH: usize = 2 * D::Simd::LANES;
     const ROWS: usize = D::Simd::TILE_ROWS;
     // Sums of integers are scaled when they are complete.
-    const DEPTH: usize = if D::FORM.scaled() { usize::MAX } else { 512 };
+    const DEPTH: usize = if D::FORM.scaled() { usize::MAX } else { 1024 };
 
     fn new() -> Option<Self> {
         D::new().map(Vectors)
@@ -129,7 +129,7 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
         let x = &bytemuck::cast_slice::<f32, D::X>(x).as_chunks::<M>().0[..words.len()];
         let (mut scales, mut starts) = ([s.splat(1.0); 2], [s.splat(0.0); 2]);
         if D::FORM.scaled() {
-            let [a, b, c, d] = &D::Simd::arrays(w.extras)[..] else { unreachable!("scales and starts of a panel") };
+            let [a, b, c, d] = D::Simd::arrays(w.extras) else { unreachable!("scales and starts of a panel") };
             (scales, starts) = ([s.load_array(a), s.load_array(b)], [s.load_array(c), s.load_array(d)]);
         }
         let mut sums = [[d.start(starts[0]), d.start(starts[1])]; M];

@@ -35,7 +35,7 @@ fn usable() -> bool {
     static USABLE: OnceLock<bool> = OnceLock::new();
     *USABLE.get_or_init(|| {
         let features = super::features();
-        let has = |name| features.iter().any(|feature| *feature == (name, true));
+        let has = |name| features.contains(&(name, true));
         has("amx-tile") && has("amx-bf16") && has("amx-int8") && permitted()
     })
 }
