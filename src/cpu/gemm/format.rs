@@ -62,10 +62,10 @@ pub fn element(format: Format, word: f32, i: usize) -> f32 {
     }
 }
 
-/// The scale that takes the largest magnitude to 127; one where there is nothing to scale.
+/// The scale that takes the largest magnitude to 127; one where there is nothing to scale, NaN where it is NaN.
 #[inline(always)]
 pub fn int8_scale(greatest: f32) -> f32 {
-    if greatest > 0.0 { greatest / 127.0 } else { 1.0 }
+    if greatest == 0.0 { 1.0 } else { greatest / 127.0 }
 }
 
 /// `round(x / scale)`, halves to even, for magnitudes up to 127: the bits of the sum end in those of the integer.
@@ -95,7 +95,7 @@ impl Kernel for Bf16Words<'_> {
     }
 }
 
-/// The largest magnitude, zero of nothing.
+/// The largest magnitude, zero of nothing; NaN if anything is not finite, as no integer says so.
 pub struct Greatest<'a>(pub &'a [f32]);
 
 impl Kernel for Greatest<'_> {
@@ -103,13 +103,13 @@ impl Kernel for Greatest<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let mut greatest = s.splat(0.0);
+        let (mut greatest, mut nothing) = (s.splat(0.0), s.splat(0.0));
         for i in (0..self.0.len()).step_by(S::LANES) {
-            let x = s.copysign(s.load(&self.0[i..]), s.splat(1.0));
-            // The operand order lets NaN through.
-            greatest = s.max(greatest, x);
+            let x = s.load(&self.0[i..]);
+            greatest = s.max(greatest, s.copysign(x, s.splat(1.0)));
+            nothing = s.fma(x, s.splat(0.0), nothing);
         }
-        s.max_lane(greatest)
+        if s.sum(nothing) == 0.0 { s.max_lane(greatest) } else { f32::NAN }
     }
 }
 
@@ -182,5 +182,13 @@ mod tests {
             assert_eq!(int8_bits(x, 1.0) as u8 as i8, expected, "{x}");
         }
         assert_eq!((int8_scale(0.0), int8_scale(254.0)), (1.0, 2.0));
+        let token = crate::cpu::Isa::best().token().unwrap();
+        let greatest = |x: &[f32]| int8_scale(token.run(Greatest(x)));
+        let mut row = [-254.0; 37];
+        assert_eq!((greatest(&row), greatest(&[])), (2.0, 1.0));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            row[20] = bad;
+            assert!(greatest(&row).is_nan(), "{bad} is lost");
+        }
     }
 }
