@@ -52,6 +52,17 @@ pub fn bf16_word(lower: f32, upper: f32) -> f32 {
     f32::from_bits(bf16_bits(lower) | bf16_bits(upper) << 16)
 }
 
+/// Words of what lies at the same place in two columns, of which the upper may be missing: then its values are zero.
+#[inline(always)]
+pub fn bf16_words_of(words: &mut [f32], lower: &[f32], upper: &[f32]) {
+    let words = &mut words[..lower.len()];
+    if upper.is_empty() {
+        (0..lower.len()).for_each(|i| words[i] = bf16_word(lower[i], 0.0));
+    } else {
+        (0..lower.len()).for_each(|i| words[i] = bf16_word(lower[i], upper[i]));
+    }
+}
+
 /// Element `i` of a word, without its scale.
 #[inline(always)]
 pub fn element(format: Format, word: f32, i: usize) -> f32 {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::format::{Bf16Words, Greatest, Int8Words, Integers, bf16_word, int8_scale};
+use super::format::{Bf16Words, Greatest, Int8Words, Integers, bf16_words_of, int8_scale};
 use crate::cpu::parallel::with_scratch;
 use crate::cpu::simd::{Form, Kernel, Simd, Token};
 
@@ -131,12 +131,7 @@ impl Kernel for PackColumns<'_> {
             }
             (Form::Bf16, 2) => {
                 for (k, packed) in inputs.clone().step_by(2).zip(packed.chunks_exact_mut(rows)) {
-                    let (lower, upper) = (column(k), column(k + 1));
-                    if upper.is_empty() {
-                        (0..rows).for_each(|r| packed[r] = bf16_word(lower[r], 0.0));
-                    } else {
-                        (0..rows).for_each(|r| packed[r] = bf16_word(lower[r], upper[r]));
-                    }
+                    bf16_words_of(packed, column(k), column(k + 1));
                 }
             }
             _ => unreachable!("integer weights have no gradient"),

@@ -31,7 +31,7 @@ pub trait Microkernel: Copy + Send + Sync + 'static {
     const WIDTH: usize;
     /// Rows of the largest tile.
     const ROWS: usize;
-    /// Words of a pass at most, chosen so that a piece of a panel stays in the first-level cache.
+    /// Words of a pass at most, chosen so that a piece of a panel takes a fraction of the second-level cache.
     const DEPTH: usize;
     /// A panel's words are filled up to a multiple of this.
     const ALIGN: usize = 1;

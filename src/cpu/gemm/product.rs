@@ -4,7 +4,7 @@
 //!
 //! Few rows: the panels are read once, front to back, at the speed of memory; the columns are divided among threads.
 //! Many rows: a task takes a block of rows and packs it as the tile reads it, `DEPTH` words at a time, so that a piece
-//! of a panel stays in the first-level cache while the block's tiles pass over it. The sums of a piece are added to `y`.
+//! of a panel stays in the second-level cache while the block's tiles pass over it. The sums of a piece are added to `y`.
 //!
 //! A sum is made in the same pieces for any number of rows, so a row's result never depends on the others; and sums of
 //! short sums round less than one long sum.
@@ -14,6 +14,7 @@
 //! take less memory. What stands transposed on the left is read so by the packing of its block.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::epilogue::Finish;
 use super::format::Format;
@@ -127,7 +128,7 @@ impl<M: Microkernel> Product<M> {
 }
 
 /// Passes over the words; one at least, so that without inputs the sums are zero.
-fn passes<M: Microkernel>(words: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn passes<M: Microkernel>(words: usize) -> impl Iterator<Item = Range<usize>> {
     (0..words.max(1)).step_by(M::DEPTH).map(move |first| first..words.min(first.saturating_add(M::DEPTH)))
 }
 
@@ -160,7 +161,7 @@ impl<M: Microkernel> Packed<M> {
         }
     }
 
-    /// Floats of a pass; all tiles but the last take what their rows take.
+    /// Floats of a pass.
     fn pass(&self, words: usize) -> usize {
         split::<M>(self.rows).map(|(_, len)| M::packed_len(len, words)).sum()
     }
@@ -170,7 +171,7 @@ impl<M: Microkernel> Packed<M> {
     }
 
     /// Where the tile of `len` rows from `start` on lies.
-    fn place(&self, pass: &std::ops::Range<usize>, start: usize, len: usize) -> std::ops::Range<usize> {
+    fn place(&self, pass: &Range<usize>, start: usize, len: usize) -> Range<usize> {
         let before = if pass.start > 0 { pass.start / M::DEPTH * self.pass(M::DEPTH) } else { 0 };
         let tiles = split::<M>(self.rows).take_while(|tile| tile.0 < start);
         let first = before + tiles.map(|(_, len)| M::packed_len(len, pass.len())).sum::<usize>();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_word, element, int8_bits, int8_scale};
+use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_words_of, element, int8_bits, int8_scale};
 use super::micro::Piece;
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
@@ -323,12 +323,7 @@ impl Kernel for PackColumns<'_> {
             Format::F32 => slots.zip(0..matrix.rows).for_each(|(slots, k)| slots[..count].copy_from_slice(row(k))),
             Format::Bf16 => {
                 for (slots, k) in slots.zip((0..matrix.rows).step_by(2)) {
-                    let (lower, upper) = (row(k), row(k + 1));
-                    if upper.is_empty() {
-                        (0..count).for_each(|n| slots[n] = bf16_word(lower[n], 0.0));
-                    } else {
-                        (0..count).for_each(|n| slots[n] = bf16_word(lower[n], upper[n]));
-                    }
+                    bf16_words_of(slots, row(k), row(k + 1));
                 }
             }
             Format::Int8 { offset } => {
