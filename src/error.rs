@@ -65,6 +65,9 @@ pub enum Error {
         /// The result and what it should be.
         message: String,
     },
+    /// The device failed, in this request or in an earlier one.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

@@ -46,6 +46,8 @@ pub mod bench;
 pub mod builtin;
 pub mod chart;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod della;
 pub mod dims;
 pub mod dtype;

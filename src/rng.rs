@@ -105,6 +105,11 @@ impl Mask {
         self.threshold == 0
     }
 
+    /// The key, the word below which a place is a zero, and the factor of the others.
+    pub fn parts(&self) -> ([u32; 2], u32, f32) {
+        (self.key, self.threshold, self.factor)
+    }
+
     /// The factor at a place.
     pub fn factor(&self, row: u64, column: usize) -> f64 {
         let word = self.words(row, column / 4)[column % 4];

@@ -35,6 +35,14 @@ pub trait Storage: Send + Sync + Sized + 'static {
     /// Copies `dst.len()` elements of `src` from `start` on.
     fn read_real_at<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real, start: usize);
 
+    /// Why results cannot be trusted: a device works while the host goes on, and so fails later than it was asked.
+    ///
+    /// # Errors
+    /// The device failed in what was asked so far.
+    fn status(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Copies the first `dst.len()` elements of `src`.
     fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real) {
         self.read_real_at(dst, src, 0);
@@ -150,12 +158,14 @@ pub struct Spans<B: Storage> {
     pub rows: usize,
     /// Tokens in all spans.
     pub tokens: usize,
+    /// Tokens of the longest span.
+    pub longest: usize,
 }
 
 impl<B: Storage> Spans<B> {
     /// Uploads `(start, end)` pairs.
     pub fn new(backend: &B, bounds: &[(usize, usize)]) -> Result<Self> {
-        let mut spans = Spans { bounds: backend.ids(2 * bounds.len())?, rows: 0, tokens: 0 };
+        let mut spans = Spans { bounds: backend.ids(2 * bounds.len())?, rows: 0, tokens: 0, longest: 0 };
         spans.set(backend, bounds);
         Ok(spans)
     }
@@ -179,5 +189,6 @@ impl<B: Storage> Spans<B> {
         backend.write_ids(&mut self.bounds, &flat);
         self.rows = bounds.len();
         self.tokens = bounds.iter().map(|(start, end)| end - start).sum();
+        self.longest = bounds.iter().map(|(start, end)| end - start).max().unwrap_or(0);
     }
 }

@@ -25,9 +25,8 @@ pub struct ModelArgs {
 /// Where a model runs.
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// What computes
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto, env = "DELLA_DEVICE", help_heading = "Model")]
-    pub device: DeviceArg,
+    #[arg(long, default_value_t = Device::Auto, env = "DELLA_DEVICE", help_heading = "Model", help = DEVICE_HELP)]
+    pub device: Device,
     /// Precision of weights and activations
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, env = "DELLA_DTYPE", help_heading = "Model")]
     pub dtype: DtypeArg,
@@ -36,15 +35,9 @@ pub struct DeviceArgs {
     pub threads: Option<usize>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DeviceArg {
-    /// The fastest that is there
-    Auto,
-    /// The f64 oracle: slow
-    Reference,
-    /// This machine's cores
-    Cpu,
-}
+/// What `--device` takes.
+pub const DEVICE_HELP: &str = "What computes: `auto`, the cores of this machine; `cpu`; `cuda:N`, an NVIDIA GPU; \
+                               `emulator`, the GPU's kernels on the CPU, slowly; `reference`, the f64 oracle, slowly";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DtypeArg {
@@ -87,12 +80,7 @@ impl DeviceArgs {
 }
 
 /// The library's form of device, precision and threads.
-pub fn device_options(device: DeviceArg, dtype: DtypeArg, threads: Option<usize>) -> DeviceOptions {
-    let device = match device {
-        DeviceArg::Auto => Device::Auto,
-        DeviceArg::Reference => Device::Reference,
-        DeviceArg::Cpu => Device::Cpu,
-    };
+pub fn device_options(device: Device, dtype: DtypeArg, threads: Option<usize>) -> DeviceOptions {
     let dtype = match dtype {
         DtypeArg::Auto => None,
         DtypeArg::F32 => Some(Dtype::F32),

@@ -21,6 +21,8 @@ mod generate;
 mod init;
 mod input;
 mod inspect;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod list;
 mod model_dir;
 mod output;
@@ -61,6 +63,8 @@ enum Command {
     Verify(verify::Args),
     Eval(eval::Args),
     Bench(Box<bench::Args>),
+    #[cfg(feature = "cuda")]
+    Kernels(kernels::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -82,6 +86,8 @@ impl Command {
             Command::Verify(args) => verify::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Bench(args) => bench::run(*args),
+            #[cfg(feature = "cuda")]
+            Command::Kernels(args) => kernels::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Completions(args) => completions::run(args),
         }

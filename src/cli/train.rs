@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{DeviceArg, DtypeArg, device_options};
+use super::args::{DEVICE_HELP, DtypeArg, device_options};
 use super::train_flags::TrainFlags;
 use anyhow::Context;
+use della::engine::Device;
 use della::train::log::Progress;
 use della::train::run::{End, Event, Run, settings_of};
 use della::train::settings::Settings;
@@ -26,9 +27,8 @@ pub struct Args {
     /// Settings, as a TOML file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What computes
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto, env = "DELLA_DEVICE")]
-    device: DeviceArg,
+    #[arg(long, default_value_t = Device::Auto, env = "DELLA_DEVICE", help = DEVICE_HELP)]
+    device: Device,
     /// Precision of weights and activations
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, env = "DELLA_DTYPE")]
     dtype: DtypeArg,

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
+use std::str::FromStr;
 
 use super::Engine;
 use crate::backend::Backend;
@@ -12,6 +13,17 @@ use crate::error::{Error, Result};
 use crate::io::checkpoint::Checkpoint;
 use crate::model::{Config, Model};
 use crate::reference::Reference;
+#[cfg(feature = "cuda")]
+use {
+    crate::cuda::Cuda,
+    crate::cuda::driver::emulator::{Emulator, Schedule},
+    crate::cuda::driver::{Driver, nvidia::Nvidia},
+    crate::cuda::registry::Forced,
+    crate::cuda::source::Sources,
+    std::num::NonZero,
+    std::sync::Arc,
+    std::thread::available_parallelism,
+};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,15 +36,41 @@ pub enum Device {
     Reference,
     /// This machine's cores.
     Cpu,
+    /// The kernels of a GPU, run on the CPU: slower still, to test them.
+    Emulator,
+    /// The NVIDIA GPU of this number.
+    Cuda(usize),
 }
 
 impl fmt::Display for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Device::Auto => "auto",
-            Device::Reference => "reference",
-            Device::Cpu => "cpu",
-        })
+        match self {
+            Device::Auto => f.write_str("auto"),
+            Device::Reference => f.write_str("reference"),
+            Device::Cpu => f.write_str("cpu"),
+            Device::Emulator => f.write_str("emulator"),
+            Device::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// `auto`, `reference`, `cpu`, `emulator`, `cuda` or `cuda:N`.
+    fn from_str(name: &str) -> Result<Self> {
+        let ordinal = name.strip_prefix("cuda").map(|rest| match rest.strip_prefix(':') {
+            Some(number) => number.parse().ok(),
+            None => rest.is_empty().then_some(0),
+        });
+        match (name, ordinal) {
+            ("auto", _) => Ok(Device::Auto),
+            ("reference", _) => Ok(Device::Reference),
+            ("cpu", _) => Ok(Device::Cpu),
+            ("emulator", _) => Ok(Device::Emulator),
+            (_, Some(Some(ordinal))) => Ok(Device::Cuda(ordinal)),
+            _ => Err(Error::input("device", format!("{name:?} is none of auto, reference, cpu, emulator, cuda:N"))),
+        }
     }
 }
 
@@ -52,7 +90,7 @@ impl DeviceOptions {
     pub fn dtype(&self) -> Dtype {
         self.dtype.unwrap_or(match self.device {
             Device::Reference => Dtype::F64,
-            Device::Auto | Device::Cpu => Dtype::F32,
+            Device::Auto | Device::Cpu | Device::Emulator | Device::Cuda(_) => Dtype::F32,
         })
     }
 }
@@ -77,6 +115,8 @@ pub fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions)
         (Device::Auto | Device::Cpu, Dtype::F32 | Dtype::Bf16 | Dtype::Int8) => {
             load(cpu_of(options)?, config, checkpoint)
         }
+        #[cfg(feature = "cuda")]
+        (Device::Emulator | Device::Cuda(_), _) => load(cuda_of(options)?, config, checkpoint),
         (device, dtype) => Err(unsupported(device, dtype)),
     }
 }
@@ -86,7 +126,25 @@ pub(super) fn cpu_of(options: &DeviceOptions) -> Result<Cpu> {
     Cpu::new(cpu::Options { threads: options.threads, dtype: options.dtype, ..Default::default() }.or_env()?)
 }
 
+/// The CUDA device that the options name, in their place the emulator.
+#[cfg(feature = "cuda")]
+pub(super) fn cuda_of(options: &DeviceOptions) -> Result<Cuda> {
+    let sources = Sources::from_env();
+    let driver: Arc<dyn Driver> = match options.device {
+        Device::Cuda(ordinal) => Arc::new(Nvidia::new(ordinal)?),
+        _ => {
+            let cores = || available_parallelism().map_or(1, NonZero::get);
+            Arc::new(Emulator::new(&sources, options.threads.unwrap_or_else(cores), Schedule::ALL[0])?)
+        }
+    };
+    Cuda::new(driver, &sources, Forced::from_env()?, options.dtype())
+}
+
 pub(super) fn unsupported(device: Device, dtype: Dtype) -> Error {
+    #[cfg(not(feature = "cuda"))]
+    if let Device::Emulator | Device::Cuda(_) = device {
+        return Error::Unsupported(format!("this build has no {device} device: it was built without the feature `cuda`"));
+    }
     Error::Unsupported(format!("the {device} device does not compute in {dtype}"))
 }
 

@@ -94,6 +94,10 @@ pub fn learner<'a>(
         (Device::Auto | Device::Cpu, Dtype::F32 | Dtype::Bf16) => {
             Box::new(learn::Learner::new(cpu_of(options)?, config, read)?)
         }
+        #[cfg(feature = "cuda")]
+        (Device::Emulator | Device::Cuda(_), Dtype::F32 | Dtype::Bf16) => {
+            Box::new(learn::Learner::new(super::device::cuda_of(options)?, config, read)?)
+        }
         (_, Dtype::Int8) => return Err(Error::Unsupported("int8 weights cannot be trained; f32 and bf16 can".into())),
         (device, dtype) => return Err(unsupported(device, dtype)),
     })

@@ -9,6 +9,8 @@ pub use device::{Candidate, CpuReport, Device, DeviceOptions, describe_cpu, open
 pub use learner::{Learner, learner, open_learner};
 pub use posterior::PosteriorParts;
 pub use score::RowScore;
+#[cfg(feature = "cuda")]
+pub use crate::cuda::ahead;
 
 use ndarray::{Array2, Array3, ArrayView3, Axis};
 
@@ -113,6 +115,7 @@ impl<B: Backend> Engine for Model<B> {
             }
             done += count;
         }
+        self.backend.status()?;
         latents.ok_or_else(|| Error::input("rows", "there are none; give at least one sentence"))
     }
 
@@ -125,7 +128,8 @@ impl<B: Backend> Engine for Model<B> {
         self.check_latents("eps", rows, eps.as_ref())?;
         let mut chain = ChainActs::new(&self.backend, &self.config.dims, rows, 0, Keep::Last)?;
         run_chain(self, &mut chain, Drive::Prior, eps, scale, rows)?;
-        Ok(read_latents(self, &chain, Drive::Prior, rows))
+        let latents = read_latents(self, &chain, Drive::Prior, rows);
+        self.backend.status().map(|()| latents)
     }
 
     fn logits(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>) -> Result<Vec<Array2<f32>>> {
@@ -148,7 +152,7 @@ impl<B: Backend> Engine for Model<B> {
                 logits.push(row);
             }
         }
-        Ok(logits)
+        self.backend.status().map(|()| logits)
     }
 
     fn score(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<Vec<RowScore>> {
@@ -159,7 +163,7 @@ impl<B: Backend> Engine for Model<B> {
             let z = z.slice_axis(Axis(0), (scores.len()..scores.len() + pass.len()).into());
             scores.extend(score::score_pass(self, pass, &upload_latents(&self.backend, z)?)?);
         }
-        Ok(scores)
+        self.backend.status().map(|()| scores)
     }
 
     fn posterior_parts(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<PosteriorParts> {
@@ -179,7 +183,7 @@ impl<B: Backend> Engine for Model<B> {
             }
             done += pass.len();
         }
-        Ok(all)
+        self.backend.status().map(|()| all)
     }
 
     fn generate(
@@ -192,7 +196,8 @@ impl<B: Backend> Engine for Model<B> {
     }
 
     fn trace(&self, case: &trace::Inputs) -> Result<trace::Tensors> {
-        trace::trace(self, case)
+        let tensors = trace::trace(self, case)?;
+        self.backend.status().map(|()| tensors)
     }
 }
 

@@ -81,7 +81,8 @@ struct Running {
 /// `on_token` sees each new token with the index of its row, and may end the row or everything.
 ///
 /// # Errors
-/// [`Error::Cancelled`] if `on_token` says so; [`Error::Unsupported`] if the device lacks memory for so many slots. A
+/// [`Error::Cancelled`] if `on_token` says so; [`Error::Unsupported`] if the device lacks memory for so many slots;
+/// [`Error::Device`] if it fails. A
 /// prefix or a setting that is out of range, and logits that are not numbers, end only their own row.
 pub fn generate<B: Backend>(
     model: &Model<B>,
@@ -107,6 +108,7 @@ pub fn generate<B: Backend>(
             return Ok(outputs);
         }
         session.step(&mut running);
+        model.backend.status()?;
         let mut logits = session.host_logits.chunks_exact(model.config.dims.vocab);
         let mut cancelled = false;
         running.retain_mut(|run| {

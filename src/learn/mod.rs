@@ -108,7 +108,8 @@ impl<B: Backend> Learner<B> {
     /// # Errors
     /// As [`Model::losses_and_gradient`].
     pub fn accumulate(&mut self, batch: &Batch<'_>, objective: &Objective) -> Result<Losses> {
-        self.model.losses_and_gradient(&mut self.pass, &mut self.grads, batch, objective)
+        let losses = self.model.losses_and_gradient(&mut self.pass, &mut self.grads, batch, objective)?;
+        self.model.backend.status().map(|()| losses)
     }
 
     /// `L` of `(R, Z)`: the posterior means of the last batch, which had `rows` rows.

@@ -9,7 +9,7 @@ fn wrong_usage_exits_with_2() {
         (&["sample", "--threads", "0"], "--threads: "),
         (&["sample", "--latent", "mean", "--latent-noise", "1"], "--latent-noise"),
         (&["sample", "--greedy", "--top-k", "1"], "--greedy"),
-        (&["sample", "--device", "gpu"], "[possible values: "),
+        (&["sample", "--device", "gpu"], "none of auto, reference, cpu, emulator, cuda:N"),
         (&["reconstruct"], "nothing to read"),
         (&["verify"], "<MODEL>"),
         (&["init", "--output", "x"], "--preset"),

@@ -130,6 +130,10 @@ impl Op for Refreshed {
                 let mut y = stale_act(b, cols);
                 b.embed_fwd(&mut y, &ids(b, &[rows as u32 - 1]), &ids(b, &[0]), w, w, 1);
                 read_act(b, &y, cols)
+            } else if role == Role::TiedTable {
+                let (x, mut y) = (act(b, &normal(12, 2 * cols)), stale(b, 2 * rows));
+                b.head_fwd(&mut y, &x, w, 2);
+                read(b, &y, 2 * rows)
             } else {
                 let (x, mut y) = (real(b, &normal(12, 2 * cols)), stale(b, 2 * rows));
                 b.latent_linear_fwd(&mut y, &x, w, 2, false);

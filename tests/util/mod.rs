@@ -1,6 +1,8 @@
 //! What the tests share.
 
 pub mod close;
+#[cfg(feature = "cuda")]
+pub mod emulator;
 pub mod gradient;
 pub mod op;
 

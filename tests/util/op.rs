@@ -52,7 +52,7 @@ pub fn name(cpu: &Cpu) -> String {
 }
 
 /// Runs `op` on the oracle and on `machines`: every output must be within `tolerance`, and must have the same bits as on
-/// the machine before, where only the number of threads differs.
+/// the machine before, where only the number of threads differs. Then on the emulated GPU.
 pub fn check(what: &str, op: &impl Op, tolerance: Tolerance, machines: &[Cpu]) {
     let wanted = op.run(&Reference);
     let mut before: Option<(&Cpu, Outputs)> = None;
@@ -70,6 +70,8 @@ pub fn check(what: &str, op: &impl Op, tolerance: Tolerance, machines: &[Cpu]) {
         }
         before = Some((cpu, found));
     }
+    #[cfg(feature = "cuda")]
+    super::emulator::check(what, op, &wanted, tolerance);
 }
 
 /// An activation buffer with these values.

@@ -1,0 +1,40 @@
+// Elementary functions that the C library lacks, by the formulas of the CPU.
+#pragma once
+#include "device.cuh"
+
+#define MAX_FLOAT 3.4028235e38f
+// -2 sqrt(2/pi), and its product with 0.044715.
+#define GELU_LINEAR (-1.595769121605731f)
+#define GELU_CUBIC (-0.0713548162726f)
+
+// x / (1 + exp(-2u)) with u = sqrt(2/pi) (x + 0.044715 x^3): x (1 + tanh(u)) / 2 without its cancellation.
+DEVICE float gelu_new(float x) {
+    x = x < -MAX_FLOAT ? -MAX_FLOAT : x;  // -inf / inf would be NaN
+    return x / (1.0f + expf(x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR)));
+}
+
+// With e = exp(-2u) and s = 1 / (1 + e): s + x 2u' s es, where es = 1 - s without its cancellation.
+DEVICE float gelu_new_slope(float x) {
+    // Beyond these bounds it is 0 or 1 to 35 digits, and e would overflow.
+    x = x > 10.0f ? 10.0f : x < -10.0f ? -10.0f : x;
+    const float square = x * x;
+    const float e = expf(x * fmaf(square, GELU_CUBIC, GELU_LINEAR));
+    const float sigma = 1.0f / (1.0f + e);
+    const float slope = fmaf(square, -3.0f * GELU_CUBIC, -GELU_LINEAR);
+    return fmaf(x * slope * sigma, e * sigma, sigma);
+}
+
+// exp(x) - 1 - x, never negative; near zero, where the difference would cancel, by a polynomial (Cephes).
+DEVICE float exp_excess(float x) {
+    if (fabsf(x) < 0.34f) {
+        float p = 1.98756915e-4f;
+        p = fmaf(p, x, 1.3981999507e-3f);
+        p = fmaf(p, x, 8.3334519073e-3f);
+        p = fmaf(p, x, 4.1665795894e-2f);
+        p = fmaf(p, x, 1.6666665459e-1f);
+        p = fmaf(p, x, 5.0000001201e-1f);
+        return p * (x * x);
+    }
+    const float finite = x > MAX_FLOAT ? MAX_FLOAT : x;  // inf - inf would be NaN
+    return expf(finite) - 1.0f - finite;
+}

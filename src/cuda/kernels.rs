@@ -1,0 +1,98 @@
+//! The kernels of a device: compiled when it is opened, chosen and launched by op.
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::driver::{Arch, Arg, Driver, Function, Geometry};
+use super::registry::{self, Forced, Kernel, Problem, REGISTRY, Types};
+use super::source::{Program, Sources};
+use crate::error::{Error, Result};
+
+/// Compiled kernels.
+pub struct Kernels {
+    arch: Arch,
+    forced: Forced,
+    /// By row of the registry and element types.
+    functions: HashMap<(usize, Types), Function>,
+}
+
+/// A kernel for a problem.
+pub struct Choice {
+    /// The row.
+    pub kernel: &'static Kernel,
+    /// What was compiled of it.
+    pub function: Function,
+    /// Its blocks for the problem.
+    pub geometry: Geometry,
+}
+
+impl Kernels {
+    /// Compiles all that a device in bf16, or in f32, may need.
+    ///
+    /// # Errors
+    /// A source is not there, or does not compile.
+    pub fn load(driver: &dyn Driver, sources: &Sources, forced: Forced, bf16: bool) -> Result<Self> {
+        let arch = driver.arch();
+        let runs = REGISTRY.iter().enumerate().filter(|(_, kernel)| arch.runs(kernel.arch));
+        let wanted: Vec<_> =
+            runs.flat_map(|(row, kernel)| kernel.types(bf16).into_iter().map(move |types| (row, kernel, types))).collect();
+        let functions = wanted
+            .into_par_iter()
+            .map(|(row, kernel, types)| Ok(((row, types), load(driver, sources, kernel, types)?)))
+            .collect::<Result<_>>()?;
+        Ok(Kernels { arch, forced, functions })
+    }
+
+    /// The kernel of `op` for `problem`.
+    ///
+    /// # Errors
+    /// The forced variant cannot do it.
+    pub fn choose(&self, op: &str, problem: &Problem) -> Result<Choice> {
+        let (row, kernel) = registry::choose(op, problem, self.arch, &self.forced)?;
+        let function = self.functions.get(&(row, problem.types)).copied();
+        let function = function.ok_or_else(|| {
+            Error::Unsupported(format!("{} was not compiled for {:?}", kernel.id(), problem.types))
+        })?;
+        Ok(Choice { kernel, function, geometry: (kernel.geometry)(problem) })
+    }
+
+    /// Chooses and launches.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose), or the device failed.
+    pub(super) fn launch(&self, driver: &dyn Driver, op: &'static str, problem: &Problem, args: &[Arg]) -> Result<()> {
+        self.run(driver, &self.choose(op, problem)?, args)
+    }
+
+    /// Launches; a problem without blocks is done already.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub(super) fn run(&self, driver: &dyn Driver, choice: &Choice, args: &[Arg]) -> Result<()> {
+        if choice.geometry.grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: ops pass the arguments that the kernel's file declares, which the emulator checks in tests, and pointers
+        // to buffers that are as long as the sizes beside them (`Buffer::first`).
+        unsafe { driver.launch(choice.function, &choice.geometry, args) }
+    }
+
+    /// Every kernel that was compiled, and its types.
+    pub fn loaded(&self) -> impl Iterator<Item = (&'static Kernel, Types, Function)> {
+        let mut rows: Vec<_> = self.functions.iter().map(|((row, types), function)| (*row, *types, *function)).collect();
+        rows.sort_by_key(|(row, types, _)| (*row, types.defines().map(|(_, value)| value)));
+        rows.into_iter().map(|(row, types, function)| (&REGISTRY[row], types, function))
+    }
+}
+
+/// Compiles a kernel and loads it.
+///
+/// # Errors
+/// Its source is not there, or does not compile.
+pub fn load(driver: &dyn Driver, sources: &Sources, kernel: &Kernel, types: Types) -> Result<Function> {
+    let path = kernel.path();
+    let (text, defines) = (sources.flatten(&path)?, kernel.macros(types));
+    driver.load(&Program { name: kernel.op, path: &path, defines: &defines, text: &text })
+}

@@ -1,0 +1,138 @@
+//! Device memory: buffers, and a pool that keeps what was given back, so that a step allocates nothing.
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::driver::{Address, Driver};
+use crate::error::{Error, Result};
+
+/// Blocks of memory that nobody uses, by size.
+#[derive(Default)]
+struct Idle {
+    blocks: BTreeMap<usize, Vec<Address>>,
+    /// While a graph is recorded, what it used is kept for it.
+    recorded: Option<Vec<(Address, usize)>>,
+}
+
+/// A device's memory.
+pub struct Memory {
+    driver: Arc<dyn Driver>,
+    idle: Mutex<Idle>,
+}
+
+impl Memory {
+    /// Nothing is allocated yet.
+    pub fn new(driver: Arc<dyn Driver>) -> Arc<Self> {
+        Arc::new(Memory { driver, idle: Mutex::default() })
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Idle> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A buffer of `len` elements of `width` bytes, with any content.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn buffer(self: &Arc<Self>, len: usize, width: usize) -> Result<Buffer> {
+        let unit = self.driver.granularity();
+        let bytes = len.checked_mul(width).and_then(|bytes| bytes.max(1).checked_next_multiple_of(unit));
+        let bytes = bytes.ok_or_else(|| no_memory(usize::MAX))?;
+        let reused = self.idle().blocks.get_mut(&bytes).and_then(Vec::pop);
+        let address = match reused {
+            Some(address) => address,
+            None => self.driver.alloc(bytes).or_else(|_| {
+                self.trim();
+                self.driver.alloc(bytes).map_err(|_| no_memory(bytes))
+            })?,
+        };
+        Ok(Buffer { memory: self.clone(), address, bytes, len, width })
+    }
+
+    /// Gives what nobody uses back to the device.
+    fn trim(&self) {
+        for (bytes, addresses) in std::mem::take(&mut self.idle().blocks) {
+            for address in addresses {
+                // SAFETY: idle blocks came from `alloc` with this size; their buffers are gone.
+                unsafe { self.driver.free(address, bytes) };
+            }
+        }
+    }
+
+    /// From now on, what buffers give back is kept for a graph.
+    pub fn begin_recording(&self) {
+        self.idle().recorded = Some(Vec::new());
+    }
+
+    /// What buffers gave back since [`begin_recording`](Self::begin_recording), as long as the result lives.
+    pub fn end_recording(self: &Arc<Self>) -> Vec<Buffer> {
+        let blocks = self.idle().recorded.take().unwrap_or_default();
+        let buffer = |(address, bytes)| Buffer { memory: self.clone(), address, bytes, len: bytes, width: 1 };
+        blocks.into_iter().map(buffer).collect()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.trim();
+    }
+}
+
+fn no_memory(bytes: usize) -> Error {
+    Error::Unsupported(format!(
+        "the device has no memory for {:.1} GiB in one piece: take fewer rows at a time, a smaller maximal length, or a \
+         device with more",
+        bytes as f64 / (1u64 << 30) as f64
+    ))
+}
+
+/// Elements in the device's memory.
+pub struct Buffer {
+    memory: Arc<Memory>,
+    address: Address,
+    /// Of the block.
+    bytes: usize,
+    len: usize,
+    width: usize,
+}
+
+impl Buffer {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of an element.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Where the element `start` lies, of which there are `len` more.
+    ///
+    /// # Panics
+    /// If there are not.
+    pub fn range(&self, start: usize, len: usize) -> Address {
+        let fits = start.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(fits, "elements {start}..{start}+{len} of a buffer of {}", self.len);
+        self.address + (start * self.width) as u64
+    }
+
+    /// Where its elements lie, of which an op uses the first `len`.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn first(&self, len: usize) -> Address {
+        self.range(0, len)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut idle = self.memory.idle();
+        match &mut idle.recorded {
+            Some(recorded) => recorded.push((self.address, self.bytes)),
+            None => idle.blocks.entry(self.bytes).or_default().push(self.address),
+        }
+    }
+}

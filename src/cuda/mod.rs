@@ -1,0 +1,299 @@
+//! The CUDA backend: our kernels (`kernels/`), on an NVIDIA GPU or emulated on the CPU.
+//!
+//! Layers, each using those before it: [`driver`] (a GPU through its driver, or the emulator), [`source`] and [`registry`]
+//! (which kernels there are), `memory`, `kernels` (choosing, compiling, launching), `ops` (the groups of operations of
+//! [`backend`](crate::backend)). Activations and weights are f32 or bf16; statistics, latents, losses and the optimiser's
+//! values are f32. Sums run in an order given by their own length, without atomics: results do not depend on the batch.
+//!
+//! Ops return at once; a device's failure shows later. It is kept, everything after it is skipped, and
+//! [`Storage::status`] tells.
+
+pub mod ahead;
+pub mod archive;
+mod cache;
+mod compile;
+pub mod driver;
+mod kernels;
+mod memory;
+mod ops;
+pub mod registry;
+pub mod source;
+
+pub use kernels::{Choice, Kernels};
+pub use memory::{Buffer, Memory};
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use half::bf16;
+
+use crate::backend::{HostFloat, Matrix, Role, Storage};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use driver::{Address, Arg, Driver, Tiling};
+use registry::{Forced, Layout, Problem, Types};
+use source::Sources;
+
+/// A GPU, or the CPU in its place.
+pub struct Cuda {
+    driver: Arc<dyn Driver>,
+    memory: Arc<Memory>,
+    kernels: Kernels,
+    dtype: Dtype,
+    failure: OnceLock<String>,
+    /// Bytes on their way to or from the device.
+    staging: Mutex<Vec<u8>>,
+}
+
+/// A matrix of parameters.
+pub struct Weight {
+    buffer: Buffer,
+    rows: usize,
+    cols: usize,
+    /// As it is stored.
+    bf16: bool,
+}
+
+impl Cuda {
+    /// Prepares a device: compiles the kernels that it needs for `dtype`.
+    ///
+    /// # Errors
+    /// `dtype` is neither f32 nor bf16; a kernel cannot be compiled; a variable of the environment is wrong.
+    pub fn new(driver: Arc<dyn Driver>, sources: &Sources, forced: Forced, dtype: Dtype) -> Result<Self> {
+        if !registry::computes(dtype) {
+            return Err(Error::Unsupported(format!("the cuda device computes in f32 and bf16, not in {dtype}")));
+        }
+        let kernels = Kernels::load(driver.as_ref(), sources, forced, dtype == Dtype::Bf16)?;
+        let memory = Memory::new(driver.clone());
+        Ok(Cuda { driver, memory, kernels, dtype, failure: OnceLock::new(), staging: Mutex::default() })
+    }
+
+    /// What activations and weights are.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The device.
+    pub fn driver(&self) -> &dyn Driver {
+        self.driver.as_ref()
+    }
+
+    /// The kernels that were compiled for it.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
+    }
+
+    fn is_bf16(&self) -> bool {
+        self.dtype == Dtype::Bf16
+    }
+
+    /// The types of a pass over activations.
+    fn act_types(&self) -> Types {
+        Types::act(self.is_bf16())
+    }
+
+    /// Keeps the first failure; afterwards nothing is asked of the device any more.
+    fn attempt<T>(&self, work: impl FnOnce() -> Result<T>) -> Option<T> {
+        if self.failure.get().is_some() {
+            return None;
+        }
+        work().map_err(|e| self.failure.set(e.to_string())).ok()
+    }
+
+    /// Launches the kernel of `op` for `problem`.
+    fn launch(&self, op: &'static str, problem: Problem, args: &[Arg]) {
+        self.attempt(|| self.kernels.launch(self.driver.as_ref(), op, &problem, args));
+    }
+
+    /// `y (m, n) = a b`; see [`Product`].
+    fn product(&self, layout: Layout, [m, n, k]: [usize; 3], product: &Product<'_>) {
+        let &Product { y, a, b, bias, residual, save, gelu, accumulate } = product;
+        let (y_at, y_bf16) = y;
+        let [(a_at, a_bf16), (b_at, b_bf16)] = [a, b];
+        let types = Types::product(layout, a_bf16, b_bf16, y_bf16);
+        let problem = Problem { types, rows: m, cols: n, depth: k, batch: 1 };
+        let or_null = |buffer: Option<&Buffer>, len: usize| Arg::Address(buffer.map_or(0, |buffer| buffer.first(len)));
+        let args = [
+            Arg::Address(y_at),
+            Arg::Address(a_at),
+            Arg::Address(b_at),
+            or_null(bias, n),
+            or_null(residual, m * n),
+            or_null(save, m * n),
+            Arg::Int(gelu.into()),
+            Arg::Int(accumulate.into()),
+            int(m),
+            int(n),
+            int(k),
+        ];
+        self.attempt(|| {
+            let choice = self.kernels.choose("gemm", &problem)?;
+            let Some([a_box, b_box]) = choice.kernel.tiles else {
+                return self.kernels.run(self.driver.as_ref(), &choice, &args);
+            };
+            // of a transposed operand the accelerator reads boxes of 64 rows, of the others boxes of 64 columns
+            let a_map = match layout {
+                Layout::Tn => Tiling { base: a_at, dims: [m as u64, k as u64], tile: [64, 64] },
+                _ => Tiling { base: a_at, dims: [k as u64, m as u64], tile: [64, a_box] },
+            };
+            let b_map = match layout {
+                Layout::Nt => Tiling { base: b_at, dims: [k as u64, n as u64], tile: [64, b_box] },
+                _ => Tiling { base: b_at, dims: [n as u64, k as u64], tile: [64, 64] },
+            };
+            let maps = [self.driver.tensor_map(&a_map)?, self.driver.tensor_map(&b_map)?].map(Arg::Map);
+            let args: Vec<Arg> = args.into_iter().chain(maps).collect();
+            self.kernels.run(self.driver.as_ref(), &choice, &args)
+        });
+    }
+
+    /// Memory that an op needs only while it runs, with any content.
+    fn scratch(&self, len: usize, width: usize) -> Option<Buffer> {
+        self.attempt(|| self.memory.buffer(len, width))
+    }
+
+    fn zeroed(&self, len: usize, width: usize) -> Result<Buffer> {
+        let buffer = self.memory.buffer(len, width)?;
+        self.zero(&buffer, len);
+        Ok(buffer)
+    }
+
+    fn zero(&self, buffer: &Buffer, len: usize) {
+        let dst = buffer.first(len);
+        self.attempt(|| driver::zero(self.driver.as_ref(), dst, len * buffer.width()));
+    }
+
+    fn copy(&self, dst: Address, src: Address, bytes: usize) {
+        self.attempt(|| driver::copy(self.driver.as_ref(), dst, src, bytes));
+    }
+
+    /// Writes `bytes` for each of `len` elements to the start of `dst`.
+    fn write<const W: usize>(&self, dst: &Buffer, values: impl ExactSizeIterator<Item = [u8; W]>) {
+        debug_assert_eq!(dst.width(), W);
+        let address = dst.first(values.len());
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        staging.clear();
+        staging.extend(values.flatten());
+        self.attempt(|| driver::write(self.driver.as_ref(), address, &staging));
+    }
+
+    /// Reads `count` elements of `W` bytes from `start` on. After a failure they are zeros.
+    fn read<const W: usize>(&self, src: &Buffer, start: usize, count: usize, mut each: impl FnMut(usize, [u8; W])) {
+        debug_assert_eq!(src.width(), W);
+        let address = src.range(start, count);
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        staging.clear();
+        staging.resize(count * W, 0);
+        self.attempt(|| driver::read(self.driver.as_ref(), &mut staging, address));
+        for (i, bytes) in staging.as_chunks::<W>().0.iter().enumerate() {
+            each(i, *bytes);
+        }
+    }
+
+    fn write_floats<F: HostFloat>(&self, dst: &Buffer, src: &[F]) {
+        match dst.width() {
+            2 => self.write(dst, src.iter().map(|x| bf16::from_f32(x.to_f32()).to_ne_bytes())),
+            _ => self.write(dst, src.iter().map(|x| x.to_f32().to_ne_bytes())),
+        }
+    }
+
+    fn read_floats<F: HostFloat>(&self, dst: &mut [F], src: &Buffer, start: usize) {
+        let count = dst.len();
+        match src.width() {
+            2 => self.read(src, start, count, |i, x| dst[i] = F::from_f32(bf16::from_ne_bytes(x).to_f32())),
+            _ => self.read(src, start, count, |i, x| dst[i] = F::from_f32(f32::from_ne_bytes(x))),
+        }
+    }
+}
+
+/// A product with what is fused behind it: `v = a b + bias`, `save = v`, `v = gelu(v)` if wanted, `y = v + residual`, or
+/// `y += …`. Operands are addresses with whether they are bf16.
+struct Product<'a> {
+    y: (Address, bool),
+    a: (Address, bool),
+    b: (Address, bool),
+    bias: Option<&'a Buffer>,
+    residual: Option<&'a Buffer>,
+    save: Option<&'a Buffer>,
+    gelu: bool,
+    accumulate: bool,
+}
+
+impl Product<'_> {
+    /// `y = a b`
+    fn plain(y: (Address, bool), a: (Address, bool), b: (Address, bool)) -> Self {
+        Product { y, a, b, bias: None, residual: None, save: None, gelu: false, accumulate: false }
+    }
+}
+
+/// A size as kernels take it.
+///
+/// # Panics
+/// If it is beyond an `int`, which no buffer of a step is.
+fn int(size: usize) -> Arg {
+    Arg::Int(i32::try_from(size).expect("a size of a kernel fits in an int"))
+}
+
+impl Storage for Cuda {
+    type Act = Buffer;
+    type Real = Buffer;
+    type Ids = Buffer;
+    type Weight = Weight;
+
+    fn act(&self, len: usize) -> Result<Buffer> {
+        self.zeroed(len, if self.is_bf16() { 2 } else { 4 })
+    }
+
+    fn real(&self, len: usize) -> Result<Buffer> {
+        self.zeroed(len, 4)
+    }
+
+    fn ids(&self, len: usize) -> Result<Buffer> {
+        self.zeroed(len, 4)
+    }
+
+    fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Weight> {
+        matrix.check()?;
+        let bf16 = self.is_bf16() && role != Role::Latent;
+        let buffer = self.memory.buffer(matrix.data.len(), if bf16 { 2 } else { 4 })?;
+        self.write_floats(&buffer, matrix.data);
+        Ok(Weight { buffer, rows: matrix.rows, cols: matrix.cols, bf16 })
+    }
+
+    fn refresh(&self, weight: &mut Weight, values: &Buffer, _role: Role) {
+        let len = weight.rows * weight.cols;
+        let (dst, src) = (weight.buffer.first(len), values.first(len));
+        match weight.bf16 {
+            true => {
+                let problem = Problem::flat(Types::convert(false, true), len);
+                self.launch("cast", problem, &[Arg::Address(dst), Arg::Address(src), int(len)]);
+            }
+            false => self.copy(dst, src, 4 * len),
+        }
+    }
+
+    fn write_act<F: HostFloat>(&self, dst: &mut Buffer, src: &[F]) {
+        self.write_floats(dst, src);
+    }
+
+    fn write_real<F: HostFloat>(&self, dst: &mut Buffer, src: &[F]) {
+        self.write_floats(dst, src);
+    }
+
+    fn write_ids(&self, dst: &mut Buffer, src: &[u32]) {
+        self.write(dst, src.iter().map(|id| id.to_ne_bytes()));
+    }
+
+    fn read_act<F: HostFloat>(&self, dst: &mut [F], src: &Buffer) {
+        self.read_floats(dst, src, 0);
+    }
+
+    fn read_real_at<F: HostFloat>(&self, dst: &mut [F], src: &Buffer, start: usize) {
+        self.read_floats(dst, src, start);
+    }
+
+    fn status(&self) -> Result<()> {
+        match self.failure.get() {
+            None => Ok(()),
+            Some(message) => Err(Error::Device(message.clone())),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Pooling, the latent chain and fusion into the decoder.
+
+use super::{bounds, first, whole};
+use crate::backend::{LatentOps, Spans};
+use crate::cuda::driver::Arg;
+use crate::cuda::registry::{Problem, Types};
+use crate::cuda::{Buffer, Cuda, int};
+
+impl LatentOps for Cuda {
+    fn pool_fwd(
+        &self,
+        y: &mut Buffer,
+        scores: &mut Buffer,
+        x: &Buffer,
+        w: &Buffer,
+        spans: &Spans<Cuda>,
+        width: usize,
+    ) {
+        let args = [
+            first(y, spans.rows * width),
+            whole(scores),
+            whole(x),
+            first(w, width),
+            bounds(spans),
+            int(width),
+        ];
+        self.launch("pool_fwd", Problem::matrix(self.act_types(), spans.rows, width), &args);
+    }
+
+    fn pool_bwd(
+        &self,
+        dx_acc: &mut Buffer,
+        dw: &mut Buffer,
+        dy: &Buffer,
+        scores: &Buffer,
+        x: &Buffer,
+        w: &Buffer,
+        spans: &Spans<Cuda>,
+        width: usize,
+    ) {
+        let Some(g) = self.scratch(scores.len(), 4) else { return };
+        let problem = Problem::matrix(self.act_types(), spans.rows, width);
+        let (dy, w) = (first(dy, spans.rows * width), first(w, width));
+        let (dx, g, x, bounds) = (whole(dx_acc), whole(&g), whole(x), bounds(spans));
+        self.launch("pool_bwd", problem, &[dx, g, dy, whole(scores), x, w, bounds, int(width)]);
+        let args = [first(dw, width), g, x, bounds, int(spans.rows), int(width)];
+        self.launch("pool_weight_bwd", problem, &args);
+    }
+
+    fn concat_fwd(&self, y: &mut Buffer, parts: &[(&Buffer, usize)], rows: usize) {
+        let stride = parts.iter().map(|(_, width)| width).sum();
+        let mut offset = 0;
+        for &(part, width) in parts {
+            let args = [first(y, rows * stride), first(part, rows * width)];
+            self.copy_columns(args, rows, width, [stride, offset, width, 0], false);
+            offset += width;
+        }
+    }
+
+    fn concat_bwd(&self, parts_acc: &mut [(&mut Buffer, usize)], dy: &Buffer, rows: usize) {
+        let stride = parts_acc.iter().map(|(_, width)| width).sum();
+        let mut offset = 0;
+        for (part, width) in parts_acc {
+            let args = [first(part, rows * *width), first(dy, rows * stride)];
+            self.copy_columns(args, rows, *width, [*width, 0, stride, offset], true);
+            offset += *width;
+        }
+    }
+
+    fn reparameterize_fwd(
+        &self,
+        z: &mut Buffer,
+        gaussian: &Buffer,
+        eps: Option<&Buffer>,
+        scale: f32,
+        rows: usize,
+        latent: usize,
+    ) {
+        let args = [
+            first(z, rows * latent),
+            first(gaussian, 2 * rows * latent),
+            eps.map_or(Arg::Address(0), |eps| first(eps, rows * latent)),
+            Arg::Float(scale),
+            int(rows),
+            int(latent),
+        ];
+        self.launch("reparameterize_fwd", Problem::matrix(Types::F32, rows, latent), &args);
+    }
+
+    fn reparameterize_bwd(
+        &self,
+        dgaussian_acc: &mut Buffer,
+        dz: &Buffer,
+        gaussian: &Buffer,
+        eps: Option<&Buffer>,
+        scale: f32,
+        rows: usize,
+        latent: usize,
+    ) {
+        let args = [
+            first(dgaussian_acc, 2 * rows * latent),
+            first(dz, rows * latent),
+            first(gaussian, 2 * rows * latent),
+            eps.map_or(Arg::Address(0), |eps| first(eps, rows * latent)),
+            Arg::Float(scale),
+            int(rows),
+            int(latent),
+        ];
+        self.launch("reparameterize_bwd", Problem::matrix(Types::F32, rows, latent), &args);
+    }
+
+    fn tanh_fwd(&self, y: &mut Buffer, x: &Buffer, len: usize) {
+        self.launch("tanh_fwd", Problem::flat(Types::F32, len), &[first(y, len), first(x, len), int(len)]);
+    }
+
+    fn tanh_bwd(&self, dx: &mut Buffer, dy: &Buffer, y: &Buffer, len: usize) {
+        let args = [first(dx, len), first(dy, len), first(y, len), int(len)];
+        self.launch("tanh_bwd", Problem::flat(Types::F32, len), &args);
+    }
+
+    fn kl_fwd(&self, kl: &mut Buffer, posterior: &Buffer, prior: &Buffer, rows: usize, latent: usize) {
+        let both = 2 * rows * latent;
+        let args = [first(kl, rows), first(posterior, both), first(prior, both), int(rows), int(latent)];
+        self.launch("kl_fwd", Problem::matrix(Types::F32, rows, latent), &args);
+    }
+
+    fn kl_bwd(
+        &self,
+        dposterior_acc: &mut Buffer,
+        dprior_acc: &mut Buffer,
+        weights: &Buffer,
+        posterior: &Buffer,
+        prior: &Buffer,
+        rows: usize,
+        latent: usize,
+    ) {
+        let both = 2 * rows * latent;
+        let args = [
+            first(dposterior_acc, both),
+            first(dprior_acc, both),
+            first(weights, latent),
+            first(posterior, both),
+            first(prior, both),
+            int(rows),
+            int(latent),
+        ];
+        self.launch("kl_bwd", Problem::matrix(Types::F32, rows, latent), &args);
+    }
+
+    fn mask_fwd(&self, y: &mut Buffer, x: &Buffer, mask: &Buffer, len: usize) {
+        let args = [first(y, len), first(x, len), first(mask, len), int(len)];
+        self.launch("mask_fwd", Problem::flat(Types::F32, len), &args);
+    }
+
+    fn fuse_fwd(&self, h: &mut Buffer, e: &Buffer, slots: &Buffer, spans: &Spans<Cuda>, width: usize) {
+        let args = [whole(h), whole(e), first(slots, spans.rows), bounds(spans), int(width)];
+        let types = self.act_types();
+        self.launch("fuse_fwd", Problem { batch: spans.rows, ..Problem::matrix(types, spans.longest, width) }, &args);
+    }
+
+    fn fuse_bwd(&self, de_acc: &mut Buffer, dh: &Buffer, slots: &Buffer, spans: &Spans<Cuda>, width: usize) {
+        let rows = spans.rows;
+        let args = [whole(de_acc), whole(dh), first(slots, rows), bounds(spans), int(rows), int(width)];
+        self.launch("fuse_bwd", Problem { batch: rows, ..Problem::matrix(self.act_types(), 1, width) }, &args);
+    }
+}
+
+impl Cuda {
+    /// Copies, or adds, `width` columns; `strides` are those of the result, then of what is read, each with the first column.
+    fn copy_columns(&self, yx: [Arg; 2], rows: usize, width: usize, strides: [usize; 4], accumulate: bool) {
+        let [y, x] = yx;
+        let [y_stride, y_offset, x_stride, x_offset] = strides.map(int);
+        let args = [
+            y,
+            x,
+            int(rows),
+            int(width),
+            y_stride,
+            y_offset,
+            x_stride,
+            x_offset,
+            Arg::Int(accumulate.into()),
+        ];
+        self.launch("copy_columns", Problem::matrix(Types::F32, rows, width), &args);
+    }
+}

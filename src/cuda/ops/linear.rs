@@ -1,0 +1,141 @@
+//! Matrix products with parameters.
+
+use super::first;
+use crate::backend::LinearOps;
+use crate::cuda::driver::Address;
+use crate::cuda::registry::{Layout, Problem, Types};
+use crate::cuda::{Buffer, Cuda, Product, Weight, int};
+
+/// The first `len` elements as an operand.
+fn operand(buffer: &Buffer, len: usize) -> (Address, bool) {
+    (buffer.first(len), buffer.width() == 2)
+}
+
+impl Weight {
+    fn operand(&self) -> (Address, bool) {
+        operand(&self.buffer, self.rows * self.cols)
+    }
+}
+
+impl LinearOps for Cuda {
+    fn linear_fwd(&self, y: &mut Buffer, x: &Buffer, w: &Weight, b: &Buffer, tokens: usize) {
+        self.linear(y, x, w, tokens, |product| Product { bias: Some(b), ..product });
+    }
+
+    fn linear_bwd(
+        &self,
+        dx: &mut Buffer,
+        dw: &mut Buffer,
+        db: &mut Buffer,
+        dy: &Buffer,
+        x: &Buffer,
+        w: &Weight,
+        tokens: usize,
+    ) {
+        let (inputs, outputs) = (w.rows, w.cols);
+        let (dy_at, x_at) = (operand(dy, tokens * outputs), operand(x, tokens * inputs));
+        let by_x = Product::plain(operand(dx, tokens * inputs), dy_at, w.operand());
+        self.product(Layout::Nt, [tokens, inputs, outputs], &by_x);
+        let by_w = Product { accumulate: true, ..Product::plain(operand(dw, inputs * outputs), x_at, dy_at) };
+        self.product(Layout::Tn, [inputs, outputs, tokens], &by_w);
+        let args = [first(db, outputs), first(dy, tokens * outputs), int(tokens), int(outputs)];
+        self.launch("column_sums", Problem::matrix(self.act_types(), tokens, outputs), &args);
+    }
+
+    fn linear_gelu_fwd(
+        &self,
+        y: &mut Buffer,
+        u: Option<&mut Buffer>,
+        x: &Buffer,
+        w: &Weight,
+        b: &Buffer,
+        tokens: usize,
+    ) {
+        self.linear(y, x, w, tokens, |product| Product { bias: Some(b), save: u.as_deref(), gelu: true, ..product });
+    }
+
+    fn gelu_bwd(&self, du: &mut Buffer, dy: &Buffer, u: &Buffer, len: usize) {
+        let args = [first(du, len), first(dy, len), first(u, len), int(len)];
+        self.launch("gelu_bwd", Problem::flat(self.act_types(), len), &args);
+    }
+
+    fn linear_residual_fwd(
+        &self,
+        y: &mut Buffer,
+        residual: &Buffer,
+        x: &Buffer,
+        w: &Weight,
+        b: &Buffer,
+        tokens: usize,
+    ) {
+        self.linear(y, x, w, tokens, |product| Product { bias: Some(b), residual: Some(residual), ..product });
+    }
+
+    fn head_fwd(&self, logits: &mut Buffer, x: &Buffer, wte: &Weight, tokens: usize) {
+        let (vocab, width) = (wte.rows, wte.cols);
+        let product = Product::plain(operand(logits, tokens * vocab), operand(x, tokens * width), wte.operand());
+        self.product(Layout::Nt, [tokens, vocab, width], &product);
+    }
+
+    fn head_bwd(
+        &self,
+        dx: &mut Buffer,
+        dwte: &mut Buffer,
+        dlogits: &Buffer,
+        x: &Buffer,
+        wte: &Weight,
+        tokens: usize,
+    ) {
+        let (vocab, width, len) = (wte.rows, wte.cols, tokens * wte.rows);
+        let narrow = if self.is_bf16() { self.scratch(len, 2) } else { None };
+        if let Some(narrow) = &narrow {
+            let args = [first(narrow, len), first(dlogits, len), int(len)];
+            self.launch("cast", Problem::flat(Types::convert(false, true), len), &args);
+        }
+        let (dlogits, x) = (operand(narrow.as_ref().unwrap_or(dlogits), len), operand(x, tokens * width));
+        let by_x = Product::plain(operand(dx, tokens * width), dlogits, wte.operand());
+        self.product(Layout::Nn, [tokens, width, vocab], &by_x);
+        let by_w = Product { accumulate: true, ..Product::plain(operand(dwte, vocab * width), dlogits, x) };
+        self.product(Layout::Tn, [vocab, width, tokens], &by_w);
+    }
+
+    fn latent_linear_fwd(&self, y: &mut Buffer, x: &Buffer, w: &Weight, rows: usize, accumulate: bool) {
+        let (outputs, inputs) = (w.rows, w.cols);
+        let plain = Product::plain(operand(y, rows * outputs), operand(x, rows * inputs), w.operand());
+        self.product(Layout::Nt, [rows, outputs, inputs], &Product { accumulate, ..plain });
+    }
+
+    fn latent_linear_bwd(
+        &self,
+        dx_acc: &mut Buffer,
+        dw: &mut Buffer,
+        dy: &Buffer,
+        x: &Buffer,
+        w: &Weight,
+        rows: usize,
+    ) {
+        let (outputs, inputs) = (w.rows, w.cols);
+        let (dy, x) = (operand(dy, rows * outputs), operand(x, rows * inputs));
+        let by_x = Product::plain(operand(dx_acc, rows * inputs), dy, w.operand());
+        self.product(Layout::Nn, [rows, inputs, outputs], &Product { accumulate: true, ..by_x });
+        let by_w = Product::plain(operand(dw, outputs * inputs), dy, x);
+        self.product(Layout::Tn, [outputs, inputs, rows], &Product { accumulate: true, ..by_w });
+    }
+}
+
+impl Cuda {
+    /// `y = x W` with what `fused` adds.
+    fn linear<'a>(
+        &self,
+        y: &mut Buffer,
+        x: &Buffer,
+        w: &Weight,
+        tokens: usize,
+        fused: impl FnOnce(Product<'a>) -> Product<'a>,
+    ) {
+        let (inputs, outputs) = (w.rows, w.cols);
+        let plain = Product::plain(operand(y, tokens * outputs), operand(x, tokens * inputs), w.operand());
+        self.product(Layout::Nn, [tokens, outputs, inputs], &fused(plain));
+    }
+}
+
