@@ -5,6 +5,9 @@ mod util;
 
 /// The `della` command, from its arguments to its exit code.
 mod cli;
+/// The CUDA backend on the emulated device.
+#[cfg(feature = "cuda")]
+mod cuda;
 /// Training corpora: files of sentences, and the caches made of them.
 mod data;
 /// Requests: a row gives the same bits in any company, cached or not.

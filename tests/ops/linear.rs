@@ -52,6 +52,9 @@ fn representable(dtype: Dtype, seed: u64, (rows, cols): (usize, usize), period: 
     x
 }
 
+/// Multiplications of a product that the emulated GPU does in a moment.
+const EMULATED: usize = 1 << 19;
+
 /// All products of one shape; of the rows, only those from `first` on.
 struct Products {
     dtype: Dtype,
@@ -91,6 +94,10 @@ impl Op for Products {
             ("latent", read(b, &plain, len)),
             ("accumulated", read(b, &sum, len)),
         ]
+    }
+
+    fn emulated(&self) -> bool {
+        self.dtype == Dtype::F32 && self.rows * self.inputs * self.outputs <= EMULATED
     }
 }
 
@@ -241,6 +248,10 @@ impl Gradient for ProductGradient {
             grads.push(Grad::added(b, &db, self.outputs));
         }
         grads
+    }
+
+    fn emulated(&self) -> bool {
+        self.dtype == Dtype::F32 && self.rows * self.inputs * self.outputs <= EMULATED
     }
 }
 

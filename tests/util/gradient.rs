@@ -16,6 +16,10 @@ pub trait Gradient {
     fn fwd<B: Backend>(&self, backend: &B, inputs: &[Vec<f32>]) -> Vec<f64>;
     /// The gradient by each argument of a loss whose gradient by the outputs is `dy`.
     fn bwd<B: Backend>(&self, backend: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad>;
+    /// Whether the emulated GPU, which is slow, runs it too.
+    fn emulated(&self) -> bool {
+        true
+    }
 }
 
 /// What a backward pass made of a buffer.
@@ -75,6 +79,10 @@ impl<G: Gradient> Op for Backward<'_, G> {
             Grad::Assigned(x) | Grad::Added(x) => x,
         });
         names.into_iter().zip(grads).collect()
+    }
+
+    fn emulated(&self) -> bool {
+        self.0.emulated()
     }
 }
 

@@ -75,7 +75,6 @@ struct Loaded {
 struct Runtime {
     launch: Launch,
     map_tensor: MapTensor,
-    _library: Library,
     functions: RwLock<Vec<Loaded>>,
     threads: usize,
     schedule: Schedule,
@@ -118,10 +117,11 @@ impl Emulator {
         let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|e| unloadable(&path, &e))?;
         let launch = symbol::<Launch>(&library, &path, b"emulator_launch\0")?;
         let map_tensor = symbol::<MapTensor>(&library, &path, b"emulator_tensor_map\0")?;
+        // its threads outlive the device, so it stays loaded
+        std::mem::forget(library);
         let runtime = Runtime {
             launch,
             map_tensor,
-            _library: library,
             functions: RwLock::default(),
             threads,
             schedule,

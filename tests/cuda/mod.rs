@@ -1,0 +1,137 @@
+//! The CUDA backend on the emulated device: the whole model against the published code's numbers, forced variants, and
+//! what goes wrong.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use della::backend::Storage;
+use della::cuda::Cuda;
+use della::cuda::driver::emulator::{Emulator, Schedule};
+use della::cuda::registry::{Forced, REGISTRY};
+use della::cuda::source::{FILES, Sources};
+use della::dtype::Dtype;
+use della::engine::Engine;
+use della::verify::{verify, verify_training};
+
+use crate::util;
+use crate::util::emulator::device;
+
+fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// Compares every tensor of a case, at least `least` of them.
+fn reproduced(engine: &dyn Engine, dtype: Dtype, case: &str, least: usize) {
+    let report = verify(engine, &fixture(case), dtype).unwrap();
+    assert!(report.passes() && report.tensors.len() >= least, "{case} on the emulator in {dtype}\n{report}");
+}
+
+/// Forward, backward and greedy, in the order of threads that is most different from the source's.
+#[test]
+fn every_case_is_reproduced() {
+    for (directory, cases) in [
+        ("vae", &[("case_single", 80), ("case_padded", 80), ("case_max_length", 15)][..]),
+        ("cvae", &[("case_padded", 80)]),
+        ("greedy_vae", &[("case_greedy", 3)]),
+        ("greedy_cvae", &[("case_greedy", 3)]),
+    ] {
+        let model = util::model(&fixture(directory), device(Dtype::F32, 2, Schedule::ALL[4], ""));
+        for (case, least) in cases {
+            reproduced(&model, Dtype::F32, &format!("{directory}/{case}.safetensors"), *least);
+        }
+    }
+}
+
+#[test]
+fn every_case_is_met_in_bf16() {
+    for directory in ["vae", "cvae"] {
+        let model = util::model(&fixture(directory), device(Dtype::Bf16, 2, Schedule::ALL[0], ""));
+        reproduced(&model, Dtype::Bf16, &format!("{directory}/case_padded.safetensors"), 20);
+    }
+}
+
+#[test]
+fn the_recorded_run_is_repeated() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let mut learner = util::learner(&fixture("train"), device(dtype, 2, Schedule::ALL[0], ""));
+        let report = verify_training(&mut learner, &fixture("train/case_train.safetensors"), dtype).unwrap();
+        assert!(report.passes() && report.tensors.len() == 4 + 96, "in {dtype}\n{report}");
+    }
+}
+
+/// A file of `kernels/` is in the program, and each kernel's file is a row of the registry.
+#[test]
+fn files_and_rows_belong_together() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    for group in ["common", "emulator", "embed", "norm", "linear", "attention", "latent", "loss", "optim"] {
+        for entry in std::fs::read_dir(root.join(group)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let path = format!("{group}/{name}");
+            if !root.join(&path).is_file() {
+                continue;
+            }
+            assert!(FILES.iter().any(|(known, _)| *known == path), "{path} is not in the program");
+            let of_kernel = name.ends_with(".cu");
+            assert!(!of_kernel || REGISTRY.iter().any(|kernel| kernel.path() == path), "{path} has no row");
+        }
+    }
+    let headers = ["// Idea: ", "// Against: ", "// Bound: ", "// Needs: ", "// Source: "];
+    for kernel in REGISTRY {
+        let path = kernel.path();
+        let text = FILES.iter().find(|(known, _)| *known == path).unwrap_or_else(|| panic!("{path}")).1;
+        for header in headers {
+            assert!(text.lines().take(12).any(|line| line.starts_with(header)), "{path} does not say {header:?}");
+        }
+        assert!(text.lines().count() <= 600, "{path}");
+    }
+}
+
+#[test]
+fn variants_are_forced_by_name() {
+    let message = |text: &str| Forced::parse(text).unwrap_err().to_string();
+    assert!(Forced::parse("gemm=v01_tile, kl_fwd=v01_warp").is_ok() && Forced::parse("").is_ok());
+    assert!(message("gemm").contains("op=variant"));
+    assert!(message("gem=v01_tile").contains("layernorm_fwd"));
+    assert!(message("gemm=fast").contains("v01_tile"));
+}
+
+/// Kernels are read from a directory, so that they can be edited; an error in one names the file and the line.
+#[test]
+fn kernels_of_a_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, text) in FILES {
+        let path = directory.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let edited = directory.path().join("latent/mask_fwd_v01_flat.cu");
+    let text = std::fs::read_to_string(&edited).unwrap();
+    std::fs::write(&edited, text.replace("x[i] * mask[i]", "x[i] * mask[i] + 1.0f")).unwrap();
+    let sources = Sources::of_directory(directory.path());
+    let open = || {
+        let driver = Emulator::new(&sources, 1, Schedule::ALL[0]).unwrap();
+        Cuda::new(Arc::new(driver), &sources, Forced::default(), Dtype::F32)
+    };
+    use della::backend::LatentOps;
+    let cuda = open().unwrap();
+    let mut y = cuda.real(1).unwrap();
+    cuda.mask_fwd(&mut y, &cuda.real_from(&[3f32]).unwrap(), &cuda.real_from(&[2f32]).unwrap(), 1);
+    let mut host = [0f32];
+    cuda.read_real(&mut host, &y);
+    assert_eq!(host, [7.0]);
+    std::fs::write(&edited, "#include \"device.cuh\"\nKERNEL mask_fwd(float* y) { y[0] = wrong; }\n").unwrap();
+    let error = open().err().unwrap().to_string();
+    assert!(error.contains("latent/mask_fwd_v01_flat.cu:2") && error.contains("wrong"), "{error}");
+}
+
+#[test]
+fn what_it_cannot_do_is_an_error() {
+    let sources = Sources::from_env();
+    let driver = || Arc::new(Emulator::new(&sources, 1, Schedule::ALL[0]).unwrap());
+    let error = Cuda::new(driver(), &sources, Forced::default(), Dtype::Int8).err().unwrap().to_string();
+    assert!(error.contains("f32 and bf16"), "{error}");
+    let cuda = Cuda::new(driver(), &sources, Forced::default(), Dtype::F32).unwrap();
+    let error = cuda.real(1 << 60).err().unwrap().to_string();
+    assert!(error.contains("memory") && error.contains("fewer rows"), "{error}");
+    assert!(cuda.status().is_ok());
+}
