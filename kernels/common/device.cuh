@@ -67,6 +67,13 @@ DEVICE u32 to_tf32(float value) {
     return result;
 }
 
+// 2^x with two units in the last place, in one instruction; a result below the least normal number is 0.
+DEVICE float exp2_flushed(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
 // ---- Warp -----------------------------------------------------------------------------------------------------------
 
 // Reductions over the 32 lanes; all lanes get the result. The order of the additions is part of the contract (lanes 16

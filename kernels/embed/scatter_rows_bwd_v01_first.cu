@@ -5,12 +5,6 @@
 // Source: own.
 #include "act.cuh"
 
-#if Y_BF16
-typedef bf16 Y;
-#else
-typedef float Y;
-#endif
-
 KERNEL BOUNDS(256, 1) scatter_rows_bwd(Y* __restrict__ y_acc, const act* __restrict__ dy,
                                        const u32* __restrict__ index, int rows, int width) {
     __shared__ int earlier;

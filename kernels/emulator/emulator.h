@@ -274,6 +274,11 @@ DEVICE u32 to_tf32(float value) {
     return (bits + 0x1000) & ~0x1fffu;
 }
 
+DEVICE float exp2_flushed(float x) {
+    const float result = exp2f(x);
+    return result < 0x1p-126f ? 0.0f : result;
+}
+
 // ---- Memory ---------------------------------------------------------------------------------------------------------
 
 template <class T>

@@ -29,11 +29,6 @@ typedef bf16 B;
 #else
 typedef float B;
 #endif
-#if Y_BF16
-typedef bf16 Y;
-#else
-typedef float Y;
-#endif
 
 // tile[depth][line] = x(line, depth), zero beyond the matrix. If DEPTH_FIRST, x is (lines, k), else (k, lines).
 template <bool DEPTH_FIRST, int LINES, class T>

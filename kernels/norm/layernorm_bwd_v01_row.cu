@@ -1,12 +1,12 @@
 // Idea: a block per token reads its row twice: for the two means, for the result.
 // Against: -
-// Bound: memory; tokens * width * (4 * sizeof(act)) + 8 * tokens + 4 * width bytes, tokens * width * 14 FLOPs.
+// Bound: memory; tokens * width * (3 * sizeof(X) + sizeof(Y)) + 8 * tokens + 4 * width bytes, tokens * width * 14 FLOPs.
 // Needs: any sm_80+; grid tokens, block 256.
 // Source: dx += rstd (g - mean(g) - n mean(g n)) with n = (x - mean) rstd and g = dy gain; own.
 #include "act.cuh"
 #include "reduce.cuh"
 
-KERNEL BOUNDS(256, 1) layernorm_bwd(act* __restrict__ dx_acc, const act* __restrict__ dy, const act* __restrict__ x,
+KERNEL BOUNDS(256, 1) layernorm_bwd(X* __restrict__ dx_acc, const Y* __restrict__ dy, const X* __restrict__ x,
                                     const float* __restrict__ mean, const float* __restrict__ rstd,
                                     const float* __restrict__ gain, int tokens, int width) {
     __shared__ float shared[8];
@@ -29,6 +29,6 @@ KERNEL BOUNDS(256, 1) layernorm_bwd(act* __restrict__ dx_acc, const act* __restr
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
         const float g = to_float(dy[c]) * gain[c];
         const float normal = (to_float(x[c]) - centre) * scale;
-        dx_acc[c] = convert<act>(to_float(dx_acc[c]) + scale * (g - mean_g - normal * mean_gx));
+        dx_acc[c] = convert<X>(to_float(dx_acc[c]) + scale * (g - mean_g - normal * mean_gx));
     }
 }

@@ -1,13 +1,13 @@
 // Idea: a block sums 32 columns; 8 threads share the rows of a column.
 // Against: -
-// Bound: memory; tokens * width * (2 * sizeof(act) + 1 / 4) + 16 * width bytes, tokens * width * 5 FLOPs.
+// Bound: memory; tokens * width * (sizeof(X) + sizeof(Y) + 1 / 4) + 16 * width bytes, tokens * width * 5 FLOPs.
 // Needs: any sm_80+; grid ceil(width / 32), block 256.
 // Source: dgain += sum(dy (x - mean) rstd), dbias += sum(dy); own.
 #include "act.cuh"
 #include "reduce.cuh"
 
 KERNEL BOUNDS(256, 1) layernorm_params_bwd(float* __restrict__ dgain, float* __restrict__ dbias,
-                                           const act* __restrict__ dy, const act* __restrict__ x,
+                                           const Y* __restrict__ dy, const X* __restrict__ x,
                                            const float* __restrict__ mean, const float* __restrict__ rstd,
                                            int tokens, int width) {
     __shared__ float shared[COLUMN_LANES][32];

@@ -69,7 +69,8 @@ pub trait AttentionOps: Storage {
     /// Appends the new tokens' keys and values to the cache and attends over it.
     ///
     /// `y (N, C)`, `qkv (N, 3C)`; `keys`, `values` `(slots, H, capacity, D)`.
-    /// Gives bit for bit what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span.
+    /// Gives what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span: bit for bit in f32, with other
+    /// roundings where tensor cores compute whole spans.
     fn attention_cached_fwd(
         &self,
         y: &mut Self::Act,

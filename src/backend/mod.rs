@@ -29,7 +29,7 @@ pub use linear::LinearOps;
 pub use loss::LossOps;
 pub use norm::NormOps;
 pub use optim::{AdamW, OptimOps};
-pub use tensor::{HostFloat, Matrix, Role, Spans, Storage};
+pub use tensor::{HostFloat, Matrix, Recordings, Role, Spans, Storage};
 
 /// A device that can run the model: storage and all groups of operations.
 pub trait Backend: EmbedOps + NormOps + LinearOps + AttentionOps + LatentOps + LossOps + OptimOps {}

@@ -1,5 +1,8 @@
 //! What a device stores, and how data gets there and back.
 
+use std::any::Any;
+use std::collections::HashMap;
+
 use crate::error::{Error, Result};
 
 /// Buffers of a device. Precision is in the types: [`Act`](Storage::Act) may be narrow, [`Real`](Storage::Real) never is.
@@ -15,6 +18,11 @@ pub trait Storage: Send + Sync + Sized + 'static {
 
     /// A zeroed activation buffer of `len` elements.
     fn act(&self, len: usize) -> Result<Self::Act>;
+    /// A zeroed buffer of `len` elements for a residual stream or its gradient, which every block adds to: never narrow,
+    /// so that the roundings of the blocks do not add up.
+    fn stream(&self, len: usize) -> Result<Self::Act> {
+        self.act(len)
+    }
     /// A zeroed buffer of `len` elements.
     fn real(&self, len: usize) -> Result<Self::Real>;
     /// A zeroed id buffer of `len` elements.
@@ -43,6 +51,13 @@ pub trait Storage: Send + Sync + Sized + 'static {
         Ok(())
     }
 
+    /// Does `work`. Whenever it is called with equal `shape` and the same `recordings`, the work is the same ops with the
+    /// same arguments on the same buffers, and neither reads nor writes from the host: so a device may record the work and
+    /// launch it as one.
+    fn repeat(&self, _recordings: &mut Recordings, _shape: &[usize], work: &mut dyn FnMut()) {
+        work();
+    }
+
     /// Copies the first `dst.len()` elements of `src`.
     fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real) {
         self.read_real_at(dst, src, 0);
@@ -69,6 +84,13 @@ pub trait Storage: Send + Sync + Sized + 'static {
         Ok(buffer)
     }
 }
+
+/// What a device keeps of work that is done again and again; see [`Storage::repeat`].
+#[derive(Default)]
+pub struct Recordings(
+    /// By the shape of the work.
+    pub HashMap<Vec<usize>, Box<dyn Any + Send + Sync>>,
+);
 
 /// A float type that the host reads and writes.
 pub trait HostFloat: Copy + Send + Sync {

@@ -8,6 +8,8 @@
 pub mod cases;
 pub mod charts;
 pub mod compare;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod limits;
 pub mod measure;
 pub mod models;

@@ -8,7 +8,7 @@ use ndarray::{Array3, Axis, s};
 
 use super::cases::{CONDITION, Case};
 use super::measure::Job;
-use crate::cpu::Cpu;
+use crate::backend::Backend;
 use crate::engine::{Engine, Learner};
 use crate::error::{Error, Result};
 use crate::generate::session::{Choice, Request, unwatched};
@@ -80,20 +80,20 @@ impl Weights {
         }
     }
 
-    /// The model on this CPU.
+    /// The model on this device.
     ///
     /// # Errors
     /// The weights cannot be read; there is no memory.
-    pub fn engine(&self, cpu: Cpu) -> Result<Box<dyn Engine>> {
-        Ok(Box::new(Model::load(cpu, self.config.clone(), &|spec| self.read(spec))?))
+    pub fn engine<B: Backend>(&self, backend: B) -> Result<Box<dyn Engine>> {
+        Ok(Box::new(Model::load(backend, self.config.clone(), &|spec| self.read(spec))?))
     }
 
-    /// The model on this CPU, to be trained.
+    /// The model on this device, to be trained.
     ///
     /// # Errors
     /// As [`engine`](Self::engine).
-    pub fn learner(&self, cpu: Cpu) -> Result<Box<dyn Learner>> {
-        Ok(Box::new(learn::Learner::new(cpu, self.config.clone(), &|spec| self.read(spec))?))
+    pub fn learner<B: Backend>(&self, backend: B) -> Result<Box<dyn Learner>> {
+        Ok(Box::new(learn::Learner::new(backend, self.config.clone(), &|spec| self.read(spec))?))
     }
 
     /// Refuses a case that is longer than the model reads.
@@ -116,28 +116,28 @@ impl Weights {
 }
 
 /// Sentences of random tokens, with a condition for a conditional model.
-struct Sentences {
+pub(super) struct Sentences {
     ids: Vec<u32>,
     len: usize,
     condition: usize,
 }
 
 impl Sentences {
-    fn new(config: &Config, len: usize, count: usize) -> Self {
+    pub(super) fn new(config: &Config, len: usize, count: usize) -> Self {
         let condition = if config.dims.conditional { CONDITION } else { 0 };
         let rng = Rng::new(2, Stream::Token, 0);
         let id = |i: usize| rng.words(i as u32)[0] % config.dims.vocab as u32;
         Sentences { ids: (0..count * (condition + len)).map(id).collect(), len, condition }
     }
 
-    fn rows(&self) -> Vec<Row<'_>> {
+    pub(super) fn rows(&self) -> Vec<Row<'_>> {
         let rows = self.ids.chunks(self.condition + self.len);
         rows.map(|ids| ids.split_at(self.condition)).map(|(condition, sentence)| Row { condition, sentence }).collect()
     }
 }
 
 /// Standard normal `(rows, L, Z)`.
-fn latents(config: &Config, rows: usize) -> Array3<f32> {
+pub(super) fn latents(config: &Config, rows: usize) -> Array3<f32> {
     let shape = (rows, config.dims.layers, config.dims.latent);
     let mut z = vec![0.0; shape.0 * shape.1 * shape.2];
     Rng::new(3, Stream::Latent, 0).fill_normal(&mut z);
@@ -249,7 +249,7 @@ pub fn train(learner: &mut dyn Learner, len: usize, batch: usize) -> Result<Job<
     }))
 }
 
-fn step<'a>(rows: &'a [Row<'a>], eps: &'a [f32]) -> Batch<'a> {
+pub(super) fn step<'a>(rows: &'a [Row<'a>], eps: &'a [f32]) -> Batch<'a> {
     let (rates, draw) = (Rates::default(), (0, 0));
     Batch { rows, decoder_ids: None, eps, latent_mask: None, rates, draw, share: 1.0 }
 }
@@ -281,7 +281,7 @@ mod tests {
     use ndarray::{Array2, ArrayView3};
 
     use super::*;
-    use crate::cpu::Options;
+    use crate::cpu::{Cpu, Options};
     use crate::engine::{PosteriorParts, RowScore};
     use crate::generate::session::Next;
     use crate::latent::Latents;

@@ -9,14 +9,18 @@ use della::engine::{self, Candidate};
 use serde::Serialize;
 
 /// The variables that commands read, and what they stand for.
-const VARIABLES: [(&str, &str); 7] = [
+const VARIABLES: [(&str, &str); 11] = [
     ("DELLA_MODEL", "--model"),
     ("DELLA_DEVICE", "--device"),
     ("DELLA_DTYPE", "--dtype"),
     ("DELLA_THREADS", "--threads"),
     ("DELLA_SEED", "--seed"),
     ("DELLA_ISA", "the fastest instruction set that may be used"),
-    ("DELLA_GEMM", "the matrix product"),
+    ("DELLA_GEMM", "the matrix product on the CPU"),
+    ("DELLA_KERNELS", "a directory to read CUDA kernels from"),
+    ("DELLA_VARIANT", "CUDA kernels that must be taken, as op=variant"),
+    ("DELLA_CACHE", "where compiled kernels are kept"),
+    ("DELLA_EMULATOR_FLAGS", "flags of the emulator's C++ compiler"),
 ];
 
 /// Show what this build can do on this machine
@@ -42,6 +46,8 @@ struct Report {
     memory_available: Option<u64>,
     instruction_sets: Vec<Row>,
     matrix_products: Vec<Row>,
+    /// CUDA kernels: variants of each op, in the order in which they are tried.
+    kernels: Vec<Kernels>,
     devices: Vec<Device>,
     variables: Vec<Variable>,
     builtin_model: bool,
@@ -55,6 +61,12 @@ struct Row {
     chosen: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     why_not: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Kernels {
+    op: &'static str,
+    variants: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -105,18 +117,21 @@ fn examine() -> Report {
     if let Some(name) = variables.iter().find(|v| VARIABLES.iter().all(|(known, _)| v.name != *known)) {
         notes.push(format!("{} is set, but no command reads it; is its name right?", name.name));
     }
-    let devices = vec![
-        Device { name: "reference", available: true, what: "the f64 oracle: slow".into() },
-        Device {
-            name: "cpu",
-            available: cpu.threads.is_ok(),
-            what: cpu
-                .threads
-                .as_ref()
-                .map_or_else(String::clone, |_| "f32, bf16 or int8 weights; what `auto` takes, in f32".into()),
-        },
-        Device { name: "cuda", available: false, what: "this build has no CUDA backend".into() },
-    ];
+    let (mut kernels, mut devices) = (
+        Vec::new(),
+        vec![
+            Device { name: "reference", available: true, what: "the f64 oracle: slow".into() },
+            Device {
+                name: "cpu",
+                available: cpu.threads.is_ok(),
+                what: cpu
+                    .threads
+                    .as_ref()
+                    .map_or_else(String::clone, |_| "f32, bf16 or int8 weights; what `auto` takes, in f32".into()),
+            },
+        ],
+    );
+    devices.extend(gpus(&mut kernels));
     Report {
         version: env!("CARGO_PKG_VERSION"),
         target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
@@ -128,6 +143,7 @@ fn examine() -> Report {
         memory_available: memory("MemAvailable"),
         instruction_sets: cpu.isas.into_iter().map(Row::from).collect(),
         matrix_products: cpu.gemms.into_iter().map(Row::from).collect(),
+        kernels,
         devices,
         variables,
         builtin_model,
@@ -139,6 +155,30 @@ impl From<Candidate> for Row {
     fn from(Candidate { name, obstacle, chosen }: Candidate) -> Self {
         Row { name, available: obstacle.is_none(), chosen, why_not: obstacle }
     }
+}
+
+/// The GPUs and the emulator, and what their kernels are.
+#[cfg(feature = "cuda")]
+fn gpus(kernels: &mut Vec<Kernels>) -> Vec<Device> {
+    let gpu = engine::describe_gpu();
+    kernels.extend(gpu.kernels.into_iter().map(|(op, variants)| Kernels { op, variants }));
+    let device = |name, found: Result<String, String>| Device {
+        name,
+        available: found.is_ok(),
+        what: found.unwrap_or_else(|why| why),
+    };
+    let emulator = gpu.emulator.map(|compiler| format!("the GPU's kernels on the CPU, to test them: slow; {compiler}"));
+    let mut devices = vec![device("emulator", emulator)];
+    match gpu.devices {
+        Ok(found) => devices.extend(found.into_iter().map(|what| device("cuda", Ok(what)))),
+        Err(why) => devices.push(device("cuda", Err(why))),
+    }
+    devices
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus(_kernels: &mut Vec<Kernels>) -> Vec<Device> {
+    vec![Device { name: "cuda", available: false, what: "this build was made without the feature `cuda`".into() }]
 }
 
 /// The first value of `field` in a file of Linux's `/proc`; `None` on other systems.
@@ -176,6 +216,12 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
             };
             writeln!(text, "  {:<20} {state}", row.name)?;
         }
+    }
+    if !report.kernels.is_empty() {
+        writeln!(text, "CUDA kernels, of each op the first that fits")?;
+    }
+    for Kernels { op, variants } in &report.kernels {
+        writeln!(text, "  {op:<20} {}", variants.join(", "))?;
     }
     writeln!(text, "devices")?;
     for Device { name, available, what } in &report.devices {

@@ -18,6 +18,8 @@ mod encode;
 mod env;
 mod eval;
 mod generate;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod init;
 mod input;
 mod inspect;
@@ -65,6 +67,8 @@ enum Command {
     Bench(Box<bench::Args>),
     #[cfg(feature = "cuda")]
     Kernels(kernels::Args),
+    #[cfg(feature = "cuda")]
+    Gpu(gpu::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -88,6 +92,8 @@ impl Command {
             Command::Bench(args) => bench::run(*args),
             #[cfg(feature = "cuda")]
             Command::Kernels(args) => kernels::run(args),
+            #[cfg(feature = "cuda")]
+            Command::Gpu(args) => gpu::run(args),
             Command::Doctor(args) => doctor::run(args),
             Command::Completions(args) => completions::run(args),
         }

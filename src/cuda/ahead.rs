@@ -86,14 +86,8 @@ pub fn compile_all(archs: &[Arch], disassembler: Option<&Path>) -> Result<(Vec<C
         let text = sources.flatten(&path)?;
         let program = Program { name: kernel.op, path: &path, defines: &defines, text: &text };
         let name = format!("{} {}", kernel.id(), types_name(types));
-        let mut row = Compiled {
-            name,
-            target: target.name(),
-            bytes: 0,
-            registers: None,
-            spilled: 0,
-            problems: Vec::new(),
-        };
+        let mut row =
+            Compiled { name, target: target.name(), bytes: 0, registers: None, spilled: 0, problems: Vec::new() };
         let mut archive = Archive::default();
         match compiler.build(&program, target) {
             Ok(built) => {
@@ -121,9 +115,8 @@ pub fn compile_all(archs: &[Arch], disassembler: Option<&Path>) -> Result<(Vec<C
 
 /// Reads the assembler's remarks.
 fn examine(row: &mut Compiled, log: &str) {
-    let number_before = |line: &str, what: &str| -> Option<u32> {
-        line.split(what).next()?.split_whitespace().last()?.parse().ok()
-    };
+    let number_before =
+        |line: &str, what: &str| -> Option<u32> { line.split(what).next()?.split_whitespace().last()?.parse().ok() };
     for line in log.lines() {
         if line.contains("registers") {
             row.registers = number_before(line, " registers").or(row.registers);

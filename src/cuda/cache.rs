@@ -22,8 +22,8 @@ impl Cache {
     pub fn open() -> Result<Self> {
         let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let system = || var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache")));
-        let directory = var(CACHE_VAR)
-            .unwrap_or_else(|| system().unwrap_or_else(std::env::temp_dir).join("della").join("kernels"));
+        let directory =
+            var(CACHE_VAR).unwrap_or_else(|| system().unwrap_or_else(std::env::temp_dir).join("della").join("kernels"));
         std::fs::create_dir_all(&directory).map_err(|e| Error::io(&directory, e))?;
         Ok(Cache { directory })
     }

@@ -86,9 +86,9 @@ impl Compiler {
             std::fs::write(path, file).map_err(|e| Error::io(path, e))
         })?;
         let file = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let parts = file.split_first_chunk::<4>().and_then(|(length, rest)| {
-            rest.split_at_checked(u32::from_le_bytes(*length) as usize)
-        });
+        let parts = file
+            .split_first_chunk::<4>()
+            .and_then(|(length, rest)| rest.split_at_checked(u32::from_le_bytes(*length) as usize));
         let (log, image) = parts.ok_or_else(|| Error::format(&path, "is cut off; remove it"))?;
         Ok(Built { image: image.into(), log: String::from_utf8_lossy(log).into_owned() })
     }

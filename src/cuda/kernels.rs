@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
@@ -15,7 +16,7 @@ pub struct Kernels {
     arch: Arch,
     forced: Forced,
     /// By row of the registry and element types.
-    functions: HashMap<(usize, Types), Function>,
+    functions: Arc<HashMap<(usize, Types), Function>>,
 }
 
 /// A kernel for a problem.
@@ -36,25 +37,30 @@ impl Kernels {
     pub fn load(driver: &dyn Driver, sources: &Sources, forced: Forced, bf16: bool) -> Result<Self> {
         let arch = driver.arch();
         let runs = REGISTRY.iter().enumerate().filter(|(_, kernel)| arch.runs(kernel.arch));
-        let wanted: Vec<_> =
-            runs.flat_map(|(row, kernel)| kernel.types(bf16).into_iter().map(move |types| (row, kernel, types))).collect();
+        let wanted: Vec<_> = runs
+            .flat_map(|(row, kernel)| kernel.types(bf16).into_iter().map(move |types| (row, kernel, types)))
+            .collect();
         let functions = wanted
             .into_par_iter()
             .map(|(row, kernel, types)| Ok(((row, types), load(driver, sources, kernel, types)?)))
             .collect::<Result<_>>()?;
-        Ok(Kernels { arch, forced, functions })
+        Ok(Kernels { arch, forced, functions: Arc::new(functions) })
+    }
+
+    /// The same kernels with other forced ones.
+    pub fn forcing(&self, forced: Forced) -> Self {
+        Kernels { arch: self.arch, forced, functions: self.functions.clone() }
     }
 
     /// The kernel of `op` for `problem`.
     ///
     /// # Errors
-    /// The forced variant cannot do it.
+    /// None can do it.
     pub fn choose(&self, op: &str, problem: &Problem) -> Result<Choice> {
         let (row, kernel) = registry::choose(op, problem, self.arch, &self.forced)?;
         let function = self.functions.get(&(row, problem.types)).copied();
-        let function = function.ok_or_else(|| {
-            Error::Unsupported(format!("{} was not compiled for {:?}", kernel.id(), problem.types))
-        })?;
+        let function = function
+            .ok_or_else(|| Error::Unsupported(format!("{} was not compiled for {:?}", kernel.id(), problem.types)))?;
         Ok(Choice { kernel, function, geometry: (kernel.geometry)(problem) })
     }
 
@@ -81,7 +87,8 @@ impl Kernels {
 
     /// Every kernel that was compiled, and its types.
     pub fn loaded(&self) -> impl Iterator<Item = (&'static Kernel, Types, Function)> {
-        let mut rows: Vec<_> = self.functions.iter().map(|((row, types), function)| (*row, *types, *function)).collect();
+        let mut rows: Vec<_> =
+            self.functions.iter().map(|((row, types), function)| (*row, *types, *function)).collect();
         rows.sort_by_key(|(row, types, _)| (*row, types.defines().map(|(_, value)| value)));
         rows.into_iter().map(|(row, types, function)| (&REGISTRY[row], types, function))
     }

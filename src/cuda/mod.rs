@@ -13,11 +13,13 @@ pub mod archive;
 mod cache;
 mod compile;
 pub mod driver;
+mod graph;
 mod kernels;
 mod memory;
 mod ops;
 pub mod registry;
 pub mod source;
+pub mod trial;
 
 pub use kernels::{Choice, Kernels};
 pub use memory::{Buffer, Memory};
@@ -26,10 +28,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use half::bf16;
 
-use crate::backend::{HostFloat, Matrix, Role, Storage};
+use crate::backend::{HostFloat, Matrix, Recordings, Role, Storage};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use driver::{Address, Arg, Driver, Tiling};
+use graph::Recorded;
 use registry::{Forced, Layout, Problem, Types};
 use source::Sources;
 
@@ -67,6 +70,18 @@ impl Cuda {
         Ok(Cuda { driver, memory, kernels, dtype, failure: OnceLock::new(), staging: Mutex::default() })
     }
 
+    /// The same device and memory, on which other variants are forced.
+    pub fn forcing(&self, forced: Forced) -> Self {
+        Cuda {
+            driver: self.driver.clone(),
+            memory: self.memory.clone(),
+            kernels: self.kernels.forcing(forced),
+            dtype: self.dtype,
+            failure: OnceLock::new(),
+            staging: Mutex::default(),
+        }
+    }
+
     /// What activations and weights are.
     pub fn dtype(&self) -> Dtype {
         self.dtype
@@ -89,6 +104,16 @@ impl Cuda {
     /// The types of a pass over activations.
     fn act_types(&self) -> Types {
         Types::act(self.is_bf16())
+    }
+
+    /// The types of a pass over a buffer's elements.
+    fn types_of(x: &Buffer) -> Types {
+        Types::act(x.width() == 2)
+    }
+
+    /// The types of a pass from `x` to `y`.
+    fn types_from(x: &Buffer, y: &Buffer) -> Types {
+        Types::convert(x.width() == 2, y.width() == 2)
     }
 
     /// Keeps the first failure; afterwards nothing is asked of the device any more.
@@ -242,6 +267,10 @@ impl Storage for Cuda {
         self.zeroed(len, if self.is_bf16() { 2 } else { 4 })
     }
 
+    fn stream(&self, len: usize) -> Result<Buffer> {
+        self.zeroed(len, 4)
+    }
+
     fn real(&self, len: usize) -> Result<Buffer> {
         self.zeroed(len, 4)
     }
@@ -252,7 +281,8 @@ impl Storage for Cuda {
 
     fn weight(&self, matrix: Matrix<'_>, role: Role) -> Result<Weight> {
         matrix.check()?;
-        let bf16 = self.is_bf16() && role != Role::Latent;
+        // tables that are only looked up take no part in products
+        let bf16 = self.is_bf16() && matches!(role, Role::Linear | Role::TiedTable);
         let buffer = self.memory.buffer(matrix.data.len(), if bf16 { 2 } else { 4 })?;
         self.write_floats(&buffer, matrix.data);
         Ok(Weight { buffer, rows: matrix.rows, cols: matrix.cols, bf16 })
@@ -288,6 +318,22 @@ impl Storage for Cuda {
 
     fn read_real_at<F: HostFloat>(&self, dst: &mut [F], src: &Buffer, start: usize) {
         self.read_floats(dst, src, start);
+    }
+
+    /// The first time the work is done, which also brings the memory that it needs into the pool; the second time it is
+    /// recorded; from then on the recorded graph is launched.
+    fn repeat(&self, recordings: &mut Recordings, shape: &[usize], work: &mut dyn FnMut()) {
+        let Some(recorded) = recordings.0.get_mut(shape) else {
+            recordings.0.insert(shape.to_vec(), Box::new(None::<Recorded>));
+            return work();
+        };
+        let recorded: &mut Option<Recorded> = recorded.downcast_mut().expect("recordings of one device");
+        if recorded.is_none() && self.failure.get().is_none() {
+            *recorded = graph::record(self, work).map_err(|e| self.failure.set(e.to_string())).ok();
+        }
+        if let Some(recorded) = recorded {
+            self.attempt(|| recorded.launch());
+        }
     }
 
     fn status(&self) -> Result<()> {

@@ -72,7 +72,13 @@ pub enum Uses {
     Real,
     /// Activations.
     Act,
-    /// Gradients of activations that are added up in f32 or in the activations' type.
+    /// Activations, or the residual stream, which is f32.
+    Stream,
+    /// From activations or the stream to activations.
+    Norm,
+    /// Tables, in f32 or that of the head, to activations or the stream.
+    Embed,
+    /// Gradients of activations or the stream that are added up in f32 or in the activations' type.
     Scatter,
     /// From f32 to the activations' type.
     Cast,
@@ -86,12 +92,21 @@ impl Uses {
         let all = match self {
             Uses::Real => vec![Types::F32],
             Uses::Act => vec![Types::act(bf16)],
-            Uses::Scatter => vec![Types::convert(bf16, false), Types::convert(bf16, bf16)],
+            Uses::Stream => vec![Types::act(bf16), Types::F32],
+            Uses::Norm => vec![Types::convert(bf16, bf16), Types::convert(false, bf16)],
+            Uses::Embed => {
+                let from = |x| [Types::convert(x, false), Types::convert(x, bf16)];
+                from(false).into_iter().chain(from(bf16)).collect()
+            }
+            Uses::Scatter => {
+                vec![Types::convert(bf16, false), Types::convert(bf16, bf16), Types::convert(false, false)]
+            }
             Uses::Cast => vec![Types::convert(false, bf16)],
             Uses::Product => {
                 let f32 = [Layout::Nn, Layout::Nt, Layout::Tn].map(|l| Types::product(l, false, false, false));
                 let bf16 = [
                     Types::product(Layout::Nn, bf16, bf16, bf16),
+                    Types::product(Layout::Nn, bf16, bf16, false),
                     Types::product(Layout::Nt, bf16, bf16, bf16),
                     Types::product(Layout::Nt, bf16, bf16, false),
                     Types::product(Layout::Tn, bf16, bf16, false),
@@ -145,12 +160,18 @@ pub struct Kernel {
     pub variant: &'static str,
     /// The folder of its file.
     pub group: &'static str,
+    /// Its file, after the op: the variant, or another of which this one has other sizes.
+    pub file: &'static str,
     /// The first architecture that it runs on.
     pub arch: Arch,
     /// Which element types it is used with.
     pub uses: Uses,
-    /// Whether it can do this.
+    /// Which of them it is written for.
+    pub can: fn(Types) -> bool,
+    /// Whether it computes sizes like these.
     pub fits: fn(&Problem) -> bool,
+    /// Whether it is the one to take for them, before those below it.
+    pub prefer: fn(&Problem) -> bool,
     /// Its blocks.
     pub geometry: fn(&Problem) -> Geometry,
     /// Macros with its sizes.
@@ -165,7 +186,7 @@ pub struct Kernel {
 impl Kernel {
     /// Its file below `kernels/`.
     pub fn path(&self) -> String {
-        format!("{}/{}_{}.cu", self.group, self.op, self.variant)
+        format!("{}/{}_{}.cu", self.group, self.op, self.file)
     }
 
     /// As `DELLA_VARIANT` and the tests name it.
@@ -175,8 +196,7 @@ impl Kernel {
 
     /// The element types that it is used with and can do.
     pub fn types(&self, bf16: bool) -> Vec<Types> {
-        let fits = |types: &Types| (self.fits)(&Problem { types: *types, rows: 128, cols: 128, depth: 128, batch: 1 });
-        self.uses.types(bf16).into_iter().filter(fits).collect()
+        self.uses.types(bf16).into_iter().filter(|types| (self.can)(*types)).collect()
     }
 
     /// All macros for these types.
@@ -219,6 +239,26 @@ fn attention_warps(p: &Problem) -> Geometry {
     geometry(p.rows.div_ceil(4), p.depth, p.batch, 128)
 }
 
+/// A block for 64 tokens of each head of each span.
+fn attention_tiles(p: &Problem) -> Geometry {
+    geometry(p.rows.div_ceil(64), p.depth, p.batch, 128)
+}
+
+/// A block of 512 threads for each row.
+fn wide_rows(p: &Problem) -> Geometry {
+    geometry(p.rows, 1, 1, 512)
+}
+
+/// Rows that a warp can have in its registers.
+fn short_rows(p: &Problem) -> bool {
+    p.cols <= 1024 && p.cols.is_multiple_of(8)
+}
+
+/// Rows that begin at a multiple of two elements.
+fn even_rows(p: &Problem) -> bool {
+    p.cols.is_multiple_of(2)
+}
+
 /// A block for each token of each span.
 fn span_tokens(p: &Problem) -> Geometry {
     geometry(p.rows, p.batch, 1, BLOCK)
@@ -235,9 +275,12 @@ const fn v01(
         op,
         variant: idea,
         group,
+        file: idea,
         arch: SM_80,
         uses,
+        can: |_| true,
         fits: |_| true,
+        prefer: |_| true,
         geometry,
         defines: &[],
         tiles: None,
@@ -245,26 +288,129 @@ const fn v01(
     }
 }
 
+/// Multiprocessors of an H100 or H200: a kernel whose blocks take one tile after the other has as many, and any number
+/// computes the same.
+const PERSISTENT: usize = 132;
+
+/// Blocks that take tiles of `tile_m` by 128 in turn.
+fn persistent(p: &Problem, tile_m: usize) -> Geometry {
+    let tiles = p.rows.div_ceil(tile_m) * p.cols.div_ceil(128);
+    Geometry { shared: 196_608, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
+}
+
+/// Whether the tensor memory accelerator can read both operands: rows of whole 16 bytes.
+fn is_tiled(p: &Problem) -> bool {
+    let contiguous = match p.types.layout {
+        Layout::Nn => [p.depth, p.cols],
+        Layout::Nt => [p.depth, p.depth],
+        Layout::Tn => [p.rows, p.cols],
+    };
+    p.depth > 0 && contiguous.iter().all(|size| size.is_multiple_of(8))
+}
+
+/// A product on the tensor cores by `mma.sync`.
+const fn mma(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
+    Kernel {
+        file: "v02_mma",
+        can: |types| types.a && types.b,
+        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
+        ..v01("linear", "gemm", variant, Uses::Product, geometry)
+    }
+}
+
+/// A product on the tensor cores by `wgmma`, from tiles that the tensor memory accelerator brings.
+const fn wgmma(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
+    Kernel {
+        file: "v03_wgmma",
+        arch: Arch { number: 90, specific: true },
+        can: |types| types.a && types.b,
+        fits: is_tiled,
+        instructions: &["HGMMA", "UTMALDG", "SYNCS"],
+        ..v01("linear", "gemm", variant, Uses::Product, geometry)
+    }
+}
+
 /// All kernels.
 pub const REGISTRY: &[Kernel] = &[
-    v01("embed", "embed_fwd", "v01_row", Uses::Act, rows),
+    v01("embed", "embed_fwd", "v01_row", Uses::Embed, rows),
     v01("embed", "gather_rows_fwd", "v01_row", Uses::Act, rows),
     v01("embed", "scatter_rows_bwd", "v01_first", Uses::Scatter, rows),
-    v01("norm", "layernorm_fwd", "v01_row", Uses::Act, rows),
-    v01("norm", "layernorm_bwd", "v01_row", Uses::Act, rows),
-    v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Act, columns),
+    Kernel { fits: short_rows, ..v01("norm", "layernorm_fwd", "v02_warp", Uses::Norm, warps) },
+    v01("norm", "layernorm_fwd", "v01_row", Uses::Norm, rows),
+    Kernel { fits: short_rows, ..v01("norm", "layernorm_bwd", "v02_warp", Uses::Norm, warps) },
+    v01("norm", "layernorm_bwd", "v01_row", Uses::Norm, rows),
+    Kernel {
+        fits: |p| p.cols.is_multiple_of(8),
+        ..v01("norm", "layernorm_params_bwd", "v02_strips", Uses::Norm, |p| geometry(p.cols / 8, 1, 1, 512))
+    },
+    v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Norm, columns),
+    Kernel {
+        prefer: |p| p.rows <= 16,
+        can: |types| types.layout != Layout::Tn && types.a == types.b,
+        instructions: &["LDG.E.128"],
+        ..v01("linear", "gemm", "v04_gemv", Uses::Product, |p| match (p.types.layout, p.types.b) {
+            (Layout::Nn, true) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(16), 1, BLOCK),
+            (Layout::Nn, false) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, BLOCK),
+            _ => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, 128),
+        })
+    },
+    Kernel {
+        prefer: |p| p.depth >= 2048 && p.rows.div_ceil(256) * p.cols.div_ceil(128) >= PERSISTENT,
+        tiles: Some([256, 128]),
+        ..wgmma("v03_wgmma", |p| persistent(p, 256))
+    },
+    Kernel {
+        tiles: Some([128, 128]),
+        defines: &[("TILE_M", 128), ("STAGES", 6)],
+        ..wgmma("v03_wgmma_small", |p| persistent(p, 128))
+    },
+    Kernel {
+        prefer: |p| p.rows.div_ceil(128) * p.cols.div_ceil(128) >= 2 * PERSISTENT,
+        ..mma("v02_mma", |p| Geometry {
+            shared: 49152,
+            ..geometry(p.cols.div_ceil(128), p.rows.div_ceil(128), 1, BLOCK)
+        })
+    },
+    Kernel {
+        defines: &[("TILE_M", 64), ("TILE_N", 64), ("TILE_K", 64), ("WARPS_M", 2), ("WARPS_N", 2), ("BLOCKS", 4)],
+        ..mma("v02_mma_small", |p| Geometry {
+            shared: 49152,
+            ..geometry(p.cols.div_ceil(64), p.rows.div_ceil(64), 1, 128)
+        })
+    },
     v01("linear", "gemm", "v01_tile", Uses::Product, |p| geometry(p.cols.div_ceil(64), p.rows.div_ceil(64), 1, BLOCK)),
     v01("linear", "gelu_bwd", "v01_flat", Uses::Act, flat),
-    v01("linear", "column_sums", "v01_columns", Uses::Act, columns),
+    v01("linear", "column_sums", "v01_columns", Uses::Stream, columns),
     v01("linear", "cast", "v01_flat", Uses::Cast, flat),
+    Kernel {
+        can: |types| types.act,
+        fits: |p| p.cols == 64,
+        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
+        ..v01("attention", "attention_fwd", "v02_flash", Uses::Act, attention_tiles)
+    },
     v01("attention", "attention_fwd", "v01_warp", Uses::Act, attention_warps),
+    Kernel {
+        can: |types| types.act,
+        fits: |p| p.cols == 64,
+        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
+        ..v01("attention", "attention_bwd_q", "v02_flash", Uses::Act, attention_tiles)
+    },
     v01("attention", "attention_bwd_q", "v01_warp", Uses::Act, attention_warps),
+    Kernel {
+        can: |types| types.act,
+        fits: |p| p.cols == 64,
+        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
+        ..v01("attention", "attention_bwd_kv", "v02_flash", Uses::Act, |p| Geometry {
+            shared: 65024,
+            ..attention_tiles(p)
+        })
+    },
     v01("attention", "attention_bwd_kv", "v01_warp", Uses::Act, attention_warps),
     v01("attention", "cache_append", "v01_row", Uses::Act, span_tokens),
     v01("attention", "attention_decode", "v01_warp", Uses::Act, attention_warps),
-    v01("latent", "pool_fwd", "v01_row", Uses::Act, rows),
-    v01("latent", "pool_bwd", "v01_row", Uses::Act, rows),
-    v01("latent", "pool_weight_bwd", "v01_columns", Uses::Act, columns),
+    v01("latent", "pool_fwd", "v01_row", Uses::Stream, rows),
+    v01("latent", "pool_bwd", "v01_row", Uses::Stream, rows),
+    v01("latent", "pool_weight_bwd", "v01_columns", Uses::Stream, columns),
     v01("latent", "copy_columns", "v01_flat", Uses::Real, flat),
     v01("latent", "reparameterize_fwd", "v01_flat", Uses::Real, flat),
     v01("latent", "reparameterize_bwd", "v01_flat", Uses::Real, flat),
@@ -273,13 +419,24 @@ pub const REGISTRY: &[Kernel] = &[
     v01("latent", "mask_fwd", "v01_flat", Uses::Real, flat),
     v01("latent", "kl_fwd", "v01_warp", Uses::Real, warps),
     v01("latent", "kl_bwd", "v01_flat", Uses::Real, flat),
-    v01("latent", "fuse_fwd", "v01_row", Uses::Act, span_tokens),
-    v01("latent", "fuse_bwd", "v01_slot", Uses::Act, |p| geometry(p.cols.div_ceil(BLOCK as usize), p.batch, 1, BLOCK)),
+    v01("latent", "fuse_fwd", "v01_row", Uses::Stream, span_tokens),
+    v01("latent", "fuse_bwd", "v01_slot", Uses::Stream, |p| {
+        geometry(p.cols.div_ceil(BLOCK as usize), p.batch, 1, BLOCK)
+    }),
+    Kernel { fits: even_rows, ..v01("loss", "cross_entropy_fwd", "v02_online", Uses::Real, wide_rows) },
     v01("loss", "cross_entropy_fwd", "v01_row", Uses::Real, rows),
+    Kernel { fits: even_rows, ..v01("loss", "cross_entropy_bwd", "v02_vector", Uses::Real, wide_rows) },
     v01("loss", "cross_entropy_bwd", "v01_row", Uses::Real, rows),
+    Kernel {
+        fits: |p| p.cols.is_multiple_of(4),
+        ..v01("optim", "adamw", "v02_vector", Uses::Real, |p| {
+            geometry(p.cols.div_ceil(4 * BLOCK as usize), 1, 1, BLOCK)
+        })
+    },
     v01("optim", "adamw", "v01_flat", Uses::Real, flat),
+    v01("loss", "sample", "v01_row", Uses::Real, |p| geometry(p.rows, 1, 1, 1024)),
     v01("optim", "sum_squares", "v01_strided", Uses::Real, |_| geometry(SUM_BLOCKS, 1, 1, BLOCK)),
-    v01("optim", "dropout", "v01_flat", Uses::Act, |p| {
+    v01("optim", "dropout", "v01_flat", Uses::Stream, |p| {
         geometry((p.rows * p.cols.div_ceil(4)).div_ceil(BLOCK as usize), 1, 1, BLOCK)
     }),
 ];
@@ -290,7 +447,7 @@ pub const SUM_BLOCKS: usize = 256;
 /// The variable that forces variants: `op=variant`, several with commas between.
 pub const VARIANT_VAR: &str = "DELLA_VARIANT";
 
-/// Variants that must be taken, by op.
+/// Variants to take wherever they compute what is asked, by op.
 #[derive(Clone, Debug, Default)]
 pub struct Forced(Vec<(&'static str, &'static Kernel)>);
 
@@ -320,7 +477,11 @@ impl Forced {
                 }
             }
         };
-        text.split(',').filter(|pair| !pair.trim().is_empty()).map(|pair| parse(pair.trim())).collect::<Result<_>>().map(Forced)
+        text.split(',')
+            .filter(|pair| !pair.trim().is_empty())
+            .map(|pair| parse(pair.trim()))
+            .collect::<Result<_>>()
+            .map(Forced)
     }
 
     /// Those that the environment names.
@@ -337,20 +498,17 @@ impl Forced {
     }
 }
 
-/// The kernel for a problem on an architecture: the forced one, or the best that can do it.
+/// The kernel for a problem on an architecture: the forced one where it computes that, else the first that is preferred.
 ///
 /// # Errors
-/// The forced one cannot do it.
+/// There is none.
 pub fn choose(op: &str, problem: &Problem, arch: Arch, forced: &Forced) -> Result<(usize, &'static Kernel)> {
-    let can = |kernel: &Kernel| arch.runs(kernel.arch) && (kernel.fits)(problem);
-    let mut of_op = REGISTRY.iter().enumerate().filter(|(_, kernel)| kernel.op == op);
-    match forced.get(op) {
-        Some(kernel) if can(kernel) => Ok(of_op.find(|(_, k)| k.variant == kernel.variant).expect("it is in the table")),
-        Some(kernel) => Err(Error::Unsupported(format!("{VARIANT_VAR}: {} cannot do {problem:?} on {arch}", kernel.id()))),
-        None => of_op
-            .find(|(_, kernel)| can(kernel))
-            .ok_or_else(|| Error::Unsupported(format!("no kernel for {op} can do {problem:?} on {arch}"))),
-    }
+    let can = |kernel: &Kernel| arch.runs(kernel.arch) && (kernel.can)(problem.types) && (kernel.fits)(problem);
+    let of_op = || REGISTRY.iter().enumerate().filter(|(_, kernel)| kernel.op == op && can(kernel));
+    let named = forced.get(op).and_then(|forced| of_op().find(|(_, kernel)| kernel.variant == forced.variant));
+    named
+        .or_else(|| of_op().find(|(_, kernel)| (kernel.prefer)(problem)))
+        .ok_or_else(|| Error::Unsupported(format!("no kernel for {op} can do {problem:?} on {arch}")))
 }
 
 /// Whether the registry has kernels for a device that computes in `dtype`.

@@ -128,7 +128,7 @@ pub(super) fn cpu_of(options: &DeviceOptions) -> Result<Cpu> {
 
 /// The CUDA device that the options name, in their place the emulator.
 #[cfg(feature = "cuda")]
-pub(super) fn cuda_of(options: &DeviceOptions) -> Result<Cuda> {
+pub(crate) fn cuda_of(options: &DeviceOptions) -> Result<Cuda> {
     let sources = Sources::from_env();
     let driver: Arc<dyn Driver> = match options.device {
         Device::Cuda(ordinal) => Arc::new(Nvidia::new(ordinal)?),
@@ -143,7 +143,9 @@ pub(super) fn cuda_of(options: &DeviceOptions) -> Result<Cuda> {
 pub(super) fn unsupported(device: Device, dtype: Dtype) -> Error {
     #[cfg(not(feature = "cuda"))]
     if let Device::Emulator | Device::Cuda(_) = device {
-        return Error::Unsupported(format!("this build has no {device} device: it was built without the feature `cuda`"));
+        return Error::Unsupported(format!(
+            "this build has no {device} device: it was built without the feature `cuda`"
+        ));
     }
     Error::Unsupported(format!("the {device} device does not compute in {dtype}"))
 }

@@ -1,16 +1,22 @@
 //! The request level: everything a device can be asked, behind an object-safe trait.
 
 mod device;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod learner;
 mod posterior;
 mod score;
 
+#[cfg(feature = "cuda")]
+pub use crate::cuda::ahead;
+#[cfg(feature = "cuda")]
+pub(crate) use device::cuda_of as open_cuda;
 pub use device::{Candidate, CpuReport, Device, DeviceOptions, describe_cpu, open, prepare};
+#[cfg(feature = "cuda")]
+pub use gpu::{GpuReport, describe_gpu};
 pub use learner::{Learner, learner, open_learner};
 pub use posterior::PosteriorParts;
 pub use score::RowScore;
-#[cfg(feature = "cuda")]
-pub use crate::cuda::ahead;
 
 use ndarray::{Array2, Array3, ArrayView3, Axis};
 

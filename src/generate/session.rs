@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use ndarray::{ArrayView2, ArrayView3, Axis};
 
 use super::sampler::{self, Sampler, Sampling};
-use crate::backend::{Backend, CacheRows, Spans};
+use crate::backend::{Backend, CacheRows, Recordings, Spans};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::acts::{Keep, StackActs};
@@ -221,6 +221,8 @@ struct Session<'m, B: Backend> {
     last_hidden: B::Act,
     device_logits: B::Real,
     host_logits: Vec<f32>,
+    /// Of steps, by what they are made of.
+    recordings: Recordings,
 }
 
 impl<'m, B: Backend> Session<'m, B> {
@@ -252,6 +254,7 @@ impl<'m, B: Backend> Session<'m, B> {
             last_hidden: backend.act(slots * dims.hidden)?,
             device_logits: backend.real(slots * dims.vocab)?,
             host_logits: Vec::new(),
+            recordings: Recordings::default(),
         })
     }
 
@@ -306,10 +309,18 @@ impl<'m, B: Backend> Session<'m, B> {
         let last: Vec<u32> = bounds.iter().map(|(_, end)| *end as u32 - 1).collect();
         backend.write_ids(&mut self.last, &last);
 
-        let Session { acts, cache, tokens, rows, fusion, .. } = self;
-        self.model.decoder_fwd(acts, tokens, Context::Cached(cache, rows), fusion, &rows.slots);
-        backend.gather_rows_fwd(&mut self.last_hidden, &self.acts.output, &self.last, running.len(), dims.hidden);
-        backend.head_fwd(&mut self.device_logits, &self.last_hidden, &self.model.params.decoder.wte, running.len());
+        let Session { model, acts, cache, tokens, rows, fusion, last, last_hidden, device_logits, recordings, .. } =
+            self;
+        let mut decode = || {
+            model.decoder_fwd(acts, tokens, Context::Cached(cache, rows), fusion, &rows.slots);
+            backend.gather_rows_fwd(last_hidden, &acts.output, last, running.len(), dims.hidden);
+            backend.head_fwd(device_logits, last_hidden, &model.params.decoder.wte, running.len());
+        };
+        // once every row has begun, each step reads one token of each
+        match ids.len() == running.len() {
+            true => backend.repeat(recordings, &[running.len()], &mut decode),
+            false => decode(),
+        }
         self.host_logits.resize(running.len() * dims.vocab, 0.0);
         backend.read_real(&mut self.host_logits, &self.device_logits);
         for run in running {

@@ -43,7 +43,7 @@ impl<B: Backend> BlockActs<B> {
             qkv: act(3 * dims.hidden)?,
             lse: backend.real(tokens * dims.heads)?,
             attended: act(dims.hidden)?,
-            mid: act(dims.hidden)?,
+            mid: backend.stream(tokens * dims.hidden)?,
             norm_2: act(dims.hidden)?,
             mean_2: backend.real(tokens)?,
             rstd_2: backend.real(tokens)?,
@@ -83,17 +83,17 @@ pub struct StackActs<B: Backend> {
 impl<B: Backend> StackActs<B> {
     /// Buffers for `tokens` tokens.
     pub fn new(backend: &B, dims: &Dims, tokens: usize, keep: Keep) -> Result<Self> {
-        let hidden = || backend.act(tokens * dims.hidden);
+        let stream = || backend.stream(tokens * dims.hidden);
         let (streams, blocks) = match keep {
             Keep::Last => (2, 1),
             Keep::All => (dims.layers + 1, dims.layers),
         };
         Ok(StackActs {
             tokens,
-            hidden: (0..streams).map(|_| hidden()).collect::<Result<_>>()?,
+            hidden: (0..streams).map(|_| stream()).collect::<Result<_>>()?,
             blocks: (0..blocks).map(|_| BlockActs::new(backend, dims, tokens, keep)).collect::<Result<_>>()?,
             dropout: Dropout::NONE,
-            output: hidden()?,
+            output: backend.act(tokens * dims.hidden)?,
             mean_f: backend.real(tokens)?,
             rstd_f: backend.real(tokens)?,
         })

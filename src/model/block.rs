@@ -52,7 +52,7 @@ impl<B: Backend> BlockScratch<B> {
         let act = |width| backend.act(tokens * width);
         Ok(BlockScratch {
             narrow: act(dims.hidden)?,
-            added: act(dims.hidden)?,
+            added: backend.stream(tokens * dims.hidden)?,
             qkv: act(3 * dims.hidden)?,
             wide: [act(dims.inner)?, act(dims.inner)?],
         })

@@ -78,8 +78,9 @@ pub struct StackGradient<B: Backend> {
 impl<B: Backend> StackGradient<B> {
     /// Buffers for `tokens` tokens.
     pub fn new(backend: &B, dims: &Dims, tokens: usize) -> Result<Self> {
-        let stream = || backend.act(tokens * dims.hidden);
-        Ok(StackGradient { output: stream()?, hidden: stream()?, scratch: BlockScratch::new(backend, dims, tokens)? })
+        let len = tokens * dims.hidden;
+        let (output, hidden) = (backend.act(len)?, backend.stream(len)?);
+        Ok(StackGradient { output, hidden, scratch: BlockScratch::new(backend, dims, tokens)? })
     }
 }
 

@@ -39,7 +39,6 @@ pub fn check(what: &str, op: &impl Op, wanted: &Outputs, tolerance: Tolerance) {
     let narrow = Tolerance { factor: tolerance.factor * NARROW, ..tolerance };
     for (dtype, tolerance) in [(Dtype::F32, tolerance), (Dtype::Bf16, narrow)] {
         let mut before: Option<Outputs> = None;
-        let start = std::time::Instant::now();
         for device in devices(dtype) {
             let found = op.run(device);
             device.status().unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -53,6 +52,5 @@ pub fn check(what: &str, op: &impl Op, wanted: &Outputs, tolerance: Tolerance) {
             }
             before = Some(found);
         }
-        eprintln!("TIME {:.2} {what} {dtype}", start.elapsed().as_secs_f64());
     }
 }

@@ -261,7 +261,7 @@ static void bench() {
     host_threads = 1;
     schedule = {0, 0, 0};
     auto run = [&](unsigned grid, unsigned block, int kind, int n) {
-        return time(grid > 100 ? 5 : 200, [&] { launch({grid}, {block}, 0, false, to, kind, n); });
+        return time(grid > 100 || n > 100 ? 5 : 200, [&] { launch({grid}, {block}, 0, false, to, kind, n); });
     };
     printf("empty launch, 1 block of 32:       %8.2f us\n", run(1, 32, 0, 0) * 1e6);
     printf("empty launch, 1 block of 256:      %8.2f us\n", run(1, 256, 0, 0) * 1e6);

@@ -54,21 +54,13 @@ type Launch = unsafe extern "C" fn(
     *mut c_char,
     c_ulong,
 ) -> c_int;
-type MapTensor = unsafe extern "C" fn(
-    *mut c_void,
-    *const c_void,
-    *const c_ulonglong,
-    c_ulonglong,
-    *const c_uint,
-    c_uint,
-    c_int,
-);
+type MapTensor =
+    unsafe extern "C" fn(*mut c_void, *const c_void, *const c_ulonglong, c_ulonglong, *const c_uint, c_uint, c_int);
 
-/// A kernel's library, which stays loaded as long as its entry is called.
+/// A kernel's library. It stays loaded: other threads may hold its thread-local memory, which is shared memory here.
 struct Loaded {
     entry: Entry,
     name: String,
-    _library: Library,
 }
 
 /// Shared with the graphs that were recorded on it.
@@ -114,18 +106,13 @@ impl Emulator {
         let compiler = Compiler::find()?;
         let path = compiler.build("emulator", &sources.flatten("emulator/emulator.cpp")?)?;
         // SAFETY: the library is the runtime that was compiled above; it has no initialisers but those of C++.
-        let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|e| unloadable(&path, &e))?;
+        let library =
+            unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) }.map_err(|e| unloadable(&path, &e))?;
         let launch = symbol::<Launch>(&library, &path, b"emulator_launch\0")?;
         let map_tensor = symbol::<MapTensor>(&library, &path, b"emulator_tensor_map\0")?;
         // its threads outlive the device, so it stays loaded
         std::mem::forget(library);
-        let runtime = Runtime {
-            launch,
-            map_tensor,
-            functions: RwLock::default(),
-            threads,
-            schedule,
-        };
+        let runtime = Runtime { launch, map_tensor, functions: RwLock::default(), threads, schedule };
         Ok(Emulator { runtime: std::sync::Arc::new(runtime), compiler, recording: Mutex::default() })
     }
 
@@ -173,7 +160,7 @@ impl Runtime {
         let block = [geometry.block, 1, 1];
         let mut message = [0u8; 1024];
         let mut values = pointers(args);
-        // SAFETY: the entry belongs to a library that stays loaded; sizes and the message's room are as given; what the
+        // SAFETY: the entry belongs to a library that is never unloaded; sizes and the message's room are as given; what the
         // arguments point to is the caller's promise.
         let failed = unsafe {
             (self.launch)(
@@ -201,7 +188,9 @@ impl Graph for Recording {
     unsafe fn launch(&self) -> Result<()> {
         for step in &self.launches {
             match step {
-                Step::Launch(Recorded { function, geometry, args }) => self.runtime.launch(*function, geometry, args)?,
+                Step::Launch(Recorded { function, geometry, args }) => {
+                    self.runtime.launch(*function, geometry, args)?
+                }
                 // SAFETY: as when it was recorded, the memory is still there.
                 Step::Zero(dst, bytes) => unsafe { zero(*dst, *bytes) },
                 // SAFETY: as above.
@@ -306,10 +295,12 @@ impl Driver for Emulator {
         ));
         let path = self.compiler.build(program.name, &text)?;
         // SAFETY: the library is a kernel that was compiled above, without initialisers.
-        let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| unloadable(&path, &e))?;
+        let library =
+            unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|e| unloadable(&path, &e))?;
         let entry = symbol::<Entry>(&library, &path, b"emulator_entry\0")?;
         let mut functions = self.runtime.functions.write().unwrap_or_else(PoisonError::into_inner);
-        functions.push(Loaded { entry, name: program.path.to_owned(), _library: library });
+        std::mem::forget(library);
+        functions.push(Loaded { entry, name: program.path.to_owned() });
         Ok(Function(functions.len() - 1))
     }
 
@@ -331,7 +322,15 @@ impl Driver for Emulator {
         // SAFETY: the map has 128 bytes, the arrays the two elements that the runtime reads; the base is only kept.
         unsafe {
             let (dims_at, tile_at) = (dims.as_ptr().cast(), tile.as_ptr());
-            (self.runtime.map_tensor)((&raw mut map).cast(), base as *const c_void, dims_at, dims[0] * 2, tile_at, 2, 1);
+            (self.runtime.map_tensor)(
+                (&raw mut map).cast(),
+                base as *const c_void,
+                dims_at,
+                dims[0] * 2,
+                tile_at,
+                2,
+                1,
+            );
         }
         Ok(map)
     }
@@ -357,6 +356,14 @@ impl Driver for Emulator {
     }
 }
 
+/// The C++ compiler that the emulator uses, as it describes itself.
+///
+/// # Errors
+/// There is none.
+pub fn compiler() -> Result<String> {
+    Compiler::find().map(|compiler| compiler.version)
+}
+
 /// A C++ compiler of this machine.
 struct Compiler {
     command: String,
@@ -369,13 +376,14 @@ impl Compiler {
     /// `$CXX`, or the first of the usual names.
     fn find() -> Result<Self> {
         let named = std::env::var("CXX").ok();
-        let candidates: Vec<String> =
-            named.into_iter().chain(["c++", "g++", "clang++"].map(String::from)).collect();
+        let candidates: Vec<String> = named.into_iter().chain(["c++", "g++", "clang++"].map(String::from)).collect();
         let flags = std::env::var(FLAGS_VAR).unwrap_or_default();
         let flags = flags.split_whitespace().map(String::from).collect();
         for command in &candidates {
             let Ok(output) = Command::new(command).arg("--version").output() else { continue };
-            if let (true, Some(line)) = (output.status.success(), String::from_utf8_lossy(&output.stdout).lines().next()) {
+            if let (true, Some(line)) =
+                (output.status.success(), String::from_utf8_lossy(&output.stdout).lines().next())
+            {
                 return Ok(Compiler { command: command.clone(), version: line.into(), flags, cache: Cache::open()? });
             }
         }

@@ -4,7 +4,8 @@ use std::ffi::{CString, c_void};
 use std::fmt::Display;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::{DriverError, result, sys};
 
@@ -73,6 +74,9 @@ pub struct Nvidia {
     compiler: Compiler,
     functions: RwLock<Vec<Loaded>>,
     pinned: Mutex<Pinned>,
+    /// The thread that records a graph.
+    recorder: Mutex<Option<ThreadId>>,
+    recorded: Condvar,
 }
 
 // SAFETY: a context's handles may be used by any thread that has made the context current, as every method does first; the
@@ -122,13 +126,19 @@ impl Nvidia {
             compiler: Compiler::new()?,
             functions: RwLock::default(),
             pinned: Mutex::new(Pinned { base: base.cast(), events, next: 0 }),
+            recorder: Mutex::default(),
+            recorded: Condvar::new(),
         })
     }
 
-    /// Makes the context that of this thread.
-    fn bind(&self) -> Result<()> {
+    /// Makes the context that of this thread, and waits while another thread records: what is asked meanwhile would be
+    /// recorded too.
+    fn bind(&self) -> Result<MutexGuard<'_, Option<ThreadId>>> {
         // SAFETY: the context lives as long as this.
-        unsafe { result::ctx::set_current(self.context) }.map_err(failed("choosing the device"))
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed("choosing the device"))?;
+        let turn = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = |recorder: &mut Option<ThreadId>| recorder.is_some_and(|thread| thread != thread::current().id());
+        Ok(self.recorded.wait_while(turn, other).unwrap_or_else(PoisonError::into_inner))
     }
 
     fn pinned(&self) -> MutexGuard<'_, Pinned> {
@@ -171,7 +181,7 @@ impl Drop for Nvidia {
 
 impl Driver for Nvidia {
     fn describe(&self) -> String {
-        let memory = self.bind().ok().and_then(|()| result::mem_get_info().ok());
+        let memory = self.bind().ok().and_then(|_turn| result::mem_get_info().ok());
         let memory = memory.map_or_else(String::new, |(free, total)| {
             let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
             format!(", {:.1} GiB, {:.1} free", gib(total), gib(free))
@@ -188,7 +198,7 @@ impl Driver for Nvidia {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
-        self.bind()?;
+        let _turn = self.bind()?;
         // SAFETY: the context is current; memory of any content is what is promised.
         unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed("allocating"))
     }
@@ -201,7 +211,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn write(&self, dst: Address, src: &[u8]) -> Result<()> {
-        self.bind()?;
+        let _turn = self.bind()?;
         let copying = failed("copying to the device");
         let mut pinned = self.pinned();
         for (i, chunk) in src.chunks(SLOT).enumerate() {
@@ -222,7 +232,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn read(&self, dst: &mut [u8], src: Address) -> Result<()> {
-        self.bind()?;
+        let _turn = self.bind()?;
         let copying = failed("copying from the device");
         let pinned = self.pinned();
         for (i, part) in dst.chunks_mut(SLOT * SLOTS).enumerate() {
@@ -241,7 +251,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn copy(&self, dst: Address, src: Address, bytes: usize) -> Result<()> {
-        self.bind()?;
+        let _turn = self.bind()?;
         // SAFETY: the caller's promise.
         unsafe { result::memcpy_dtod_async(dst, src, bytes, self.stream) }.map_err(failed("copying on the device"))
     }
@@ -250,13 +260,13 @@ impl Driver for Nvidia {
         if bytes == 0 {
             return Ok(());
         }
-        self.bind()?;
+        let _turn = self.bind()?;
         // SAFETY: the caller's promise.
         unsafe { result::memset_d8_async(dst, 0, bytes, self.stream) }.map_err(failed("zeroing"))
     }
 
     fn load(&self, program: &Program<'_>) -> Result<Function> {
-        self.bind()?;
+        let _turn = self.bind()?;
         let loading = |e: &dyn Display| Error::Device(format!("loading {}: {e}", program.path));
         let image = self.compiler.image(program, self.arch)?;
         let name = CString::new(program.name).map_err(|e| loading(&e))?;
@@ -269,15 +279,15 @@ impl Driver for Nvidia {
         let most = {
             use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
             use sys::CUfunction_attribute::{
-                CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
+                CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as DYNAMIC,
+                CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC,
             };
             // SAFETY: device and function are those above.
             unsafe {
                 let most = result::device::get_attribute(self.device, MOST);
                 let taken = result::function::get_function_attribute(loaded.function, STATIC);
-                most.and_then(|most| Ok(most - taken?)).and_then(|most| {
-                    result::function::set_function_attribute(loaded.function, DYNAMIC, most)
-                })
+                most.and_then(|most| Ok(most - taken?))
+                    .and_then(|most| result::function::set_function_attribute(loaded.function, DYNAMIC, most))
             }
         };
         most.map_err(|e| loading(&format!("{e:?}")))?;
@@ -301,7 +311,7 @@ impl Driver for Nvidia {
     }
 
     unsafe fn launch(&self, function: Function, geometry: &Geometry, args: &[Arg]) -> Result<()> {
-        self.bind()?;
+        let _turn = self.bind()?;
         let mut values = pointers(args);
         let values = &mut values[..args.len()];
         let [x, y, z] = geometry.grid;
@@ -318,7 +328,7 @@ impl Driver for Nvidia {
     }
 
     fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap> {
-        self.bind()?;
+        let _turn = self.bind()?;
         let &Tiling { base, dims, tile } = tiling;
         let (strides, steps) = ([2 * dims[0]], [1u32, 1]);
         let mut map = MaybeUninit::<sys::CUtensorMap>::zeroed();
@@ -346,19 +356,20 @@ impl Driver for Nvidia {
     }
 
     fn begin_recording(&self) -> Result<()> {
-        self.bind()?;
+        let mut turn = self.bind()?;
         // SAFETY: the stream is not the legacy default one, which cannot be captured.
         unsafe {
-            result::stream::begin_capture(
-                self.stream,
-                sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
-            )
+            result::stream::begin_capture(self.stream, sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         }
-        .map_err(failed("recording"))
+        .map_err(failed("recording"))?;
+        *turn = Some(thread::current().id());
+        Ok(())
     }
 
     fn end_recording(&self) -> Result<Box<dyn Graph>> {
-        self.bind()?;
+        let mut turn = self.bind()?;
+        *turn = None;
+        self.recorded.notify_all();
         let recording = failed("recording");
         // SAFETY: the stream records since `begin_recording`; the graph is destroyed once it is instantiated.
         unsafe {
@@ -371,13 +382,13 @@ impl Driver for Nvidia {
     }
 
     fn synchronize(&self) -> Result<()> {
-        self.bind()?;
+        let _turn = self.bind()?;
         // SAFETY: the stream lives as long as this.
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed("waiting for the device"))
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        self.bind()?;
+        drop(self.bind()?);
         let timing = failed("timing");
         let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(&timing);
         let (start, end) = (event()?, event()?);

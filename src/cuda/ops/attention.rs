@@ -18,18 +18,8 @@ impl AttentionOps for Cuda {
     ) {
         let [key_0, key_1, threshold, factor] = mask(dropout);
         let sizes = [int(dims.heads), int(dims.head_dim)];
-        let args = [
-            whole(y),
-            whole(lse),
-            whole(qkv),
-            key_0,
-            key_1,
-            threshold,
-            factor,
-            bounds(spans),
-            sizes[0],
-            sizes[1],
-        ];
+        let args =
+            [whole(y), whole(lse), whole(qkv), key_0, key_1, threshold, factor, bounds(spans), sizes[0], sizes[1]];
         self.launch("attention_fwd", self.over_spans(spans, dims), &args);
     }
 

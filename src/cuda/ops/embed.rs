@@ -2,7 +2,7 @@
 
 use super::{first, whole};
 use crate::backend::EmbedOps;
-use crate::cuda::registry::{Problem, Types};
+use crate::cuda::registry::Problem;
 use crate::cuda::{Buffer, Cuda, Weight, int};
 
 impl EmbedOps for Cuda {
@@ -18,7 +18,8 @@ impl EmbedOps for Cuda {
             int(tokens),
             int(width),
         ];
-        self.launch("embed_fwd", Problem::matrix(self.act_types(), tokens, width), &args);
+        let types = Cuda::types_from(&wte.buffer, y);
+        self.launch("embed_fwd", Problem::matrix(types, tokens, width), &args);
     }
 
     fn embed_bwd(
@@ -49,7 +50,6 @@ impl Cuda {
     /// `y_{index_r} += x_r`
     fn scatter(&self, y: &mut Buffer, x: &Buffer, index: &Buffer, rows: usize, width: usize) {
         let args = [whole(y), first(x, rows * width), first(index, rows), int(rows), int(width)];
-        let types = Types::convert(self.is_bf16(), y.width() == 2);
-        self.launch("scatter_rows_bwd", Problem::matrix(types, rows, width), &args);
+        self.launch("scatter_rows_bwd", Problem::matrix(Cuda::types_from(x, y), rows, width), &args);
     }
 }

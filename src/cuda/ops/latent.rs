@@ -7,24 +7,9 @@ use crate::cuda::registry::{Problem, Types};
 use crate::cuda::{Buffer, Cuda, int};
 
 impl LatentOps for Cuda {
-    fn pool_fwd(
-        &self,
-        y: &mut Buffer,
-        scores: &mut Buffer,
-        x: &Buffer,
-        w: &Buffer,
-        spans: &Spans<Cuda>,
-        width: usize,
-    ) {
-        let args = [
-            first(y, spans.rows * width),
-            whole(scores),
-            whole(x),
-            first(w, width),
-            bounds(spans),
-            int(width),
-        ];
-        self.launch("pool_fwd", Problem::matrix(self.act_types(), spans.rows, width), &args);
+    fn pool_fwd(&self, y: &mut Buffer, scores: &mut Buffer, x: &Buffer, w: &Buffer, spans: &Spans<Cuda>, width: usize) {
+        let args = [first(y, spans.rows * width), whole(scores), whole(x), first(w, width), bounds(spans), int(width)];
+        self.launch("pool_fwd", Problem::matrix(Cuda::types_of(x), spans.rows, width), &args);
     }
 
     fn pool_bwd(
@@ -39,7 +24,7 @@ impl LatentOps for Cuda {
         width: usize,
     ) {
         let Some(g) = self.scratch(scores.len(), 4) else { return };
-        let problem = Problem::matrix(self.act_types(), spans.rows, width);
+        let problem = Problem::matrix(Cuda::types_of(x), spans.rows, width);
         let (dy, w) = (first(dy, spans.rows * width), first(w, width));
         let (dx, g, x, bounds) = (whole(dx_acc), whole(&g), whole(x), bounds(spans));
         self.launch("pool_bwd", problem, &[dx, g, dy, whole(scores), x, w, bounds, int(width)]);
@@ -154,14 +139,14 @@ impl LatentOps for Cuda {
 
     fn fuse_fwd(&self, h: &mut Buffer, e: &Buffer, slots: &Buffer, spans: &Spans<Cuda>, width: usize) {
         let args = [whole(h), whole(e), first(slots, spans.rows), bounds(spans), int(width)];
-        let types = self.act_types();
-        self.launch("fuse_fwd", Problem { batch: spans.rows, ..Problem::matrix(types, spans.longest, width) }, &args);
+        let problem = Problem::matrix(Cuda::types_of(h), spans.longest, width);
+        self.launch("fuse_fwd", Problem { batch: spans.rows, ..problem }, &args);
     }
 
     fn fuse_bwd(&self, de_acc: &mut Buffer, dh: &Buffer, slots: &Buffer, spans: &Spans<Cuda>, width: usize) {
         let rows = spans.rows;
         let args = [whole(de_acc), whole(dh), first(slots, rows), bounds(spans), int(rows), int(width)];
-        self.launch("fuse_bwd", Problem { batch: rows, ..Problem::matrix(self.act_types(), 1, width) }, &args);
+        self.launch("fuse_bwd", Problem { batch: rows, ..Problem::matrix(Cuda::types_of(dh), 1, width) }, &args);
     }
 }
 
@@ -170,17 +155,7 @@ impl Cuda {
     fn copy_columns(&self, yx: [Arg; 2], rows: usize, width: usize, strides: [usize; 4], accumulate: bool) {
         let [y, x] = yx;
         let [y_stride, y_offset, x_stride, x_offset] = strides.map(int);
-        let args = [
-            y,
-            x,
-            int(rows),
-            int(width),
-            y_stride,
-            y_offset,
-            x_stride,
-            x_offset,
-            Arg::Int(accumulate.into()),
-        ];
+        let args = [y, x, int(rows), int(width), y_stride, y_offset, x_stride, x_offset, Arg::Int(accumulate.into())];
         self.launch("copy_columns", Problem::matrix(Types::F32, rows, width), &args);
     }
 }

@@ -33,13 +33,15 @@ impl LinearOps for Cuda {
         tokens: usize,
     ) {
         let (inputs, outputs) = (w.rows, w.cols);
-        let (dy_at, x_at) = (operand(dy, tokens * outputs), operand(x, tokens * inputs));
+        let narrow = self.narrowed(dy, tokens * outputs);
+        let dy_at = operand(narrow.as_ref().unwrap_or(dy), tokens * outputs);
+        let x_at = operand(x, tokens * inputs);
         let by_x = Product::plain(operand(dx, tokens * inputs), dy_at, w.operand());
         self.product(Layout::Nt, [tokens, inputs, outputs], &by_x);
         let by_w = Product { accumulate: true, ..Product::plain(operand(dw, inputs * outputs), x_at, dy_at) };
         self.product(Layout::Tn, [inputs, outputs, tokens], &by_w);
         let args = [first(db, outputs), first(dy, tokens * outputs), int(tokens), int(outputs)];
-        self.launch("column_sums", Problem::matrix(self.act_types(), tokens, outputs), &args);
+        self.launch("column_sums", Problem::matrix(Cuda::types_of(dy), tokens, outputs), &args);
     }
 
     fn linear_gelu_fwd(
@@ -77,21 +79,9 @@ impl LinearOps for Cuda {
         self.product(Layout::Nt, [tokens, vocab, width], &product);
     }
 
-    fn head_bwd(
-        &self,
-        dx: &mut Buffer,
-        dwte: &mut Buffer,
-        dlogits: &Buffer,
-        x: &Buffer,
-        wte: &Weight,
-        tokens: usize,
-    ) {
+    fn head_bwd(&self, dx: &mut Buffer, dwte: &mut Buffer, dlogits: &Buffer, x: &Buffer, wte: &Weight, tokens: usize) {
         let (vocab, width, len) = (wte.rows, wte.cols, tokens * wte.rows);
-        let narrow = if self.is_bf16() { self.scratch(len, 2) } else { None };
-        if let Some(narrow) = &narrow {
-            let args = [first(narrow, len), first(dlogits, len), int(len)];
-            self.launch("cast", Problem::flat(Types::convert(false, true), len), &args);
-        }
+        let narrow = self.narrowed(dlogits, len);
         let (dlogits, x) = (operand(narrow.as_ref().unwrap_or(dlogits), len), operand(x, tokens * width));
         let by_x = Product::plain(operand(dx, tokens * width), dlogits, wte.operand());
         self.product(Layout::Nn, [tokens, width, vocab], &by_x);
@@ -124,6 +114,17 @@ impl LinearOps for Cuda {
 }
 
 impl Cuda {
+    /// The first `len` elements as bf16, where products take that and they are not.
+    fn narrowed(&self, x: &Buffer, len: usize) -> Option<Buffer> {
+        if !self.is_bf16() || x.width() == 2 {
+            return None;
+        }
+        let narrow = self.scratch(len, 2)?;
+        let args = [first(&narrow, len), first(x, len), int(len)];
+        self.launch("cast", Problem::flat(Types::convert(false, true), len), &args);
+        Some(narrow)
+    }
+
     /// `y = x W` with what `fused` adds.
     fn linear<'a>(
         &self,
@@ -138,4 +139,3 @@ impl Cuda {
         self.product(Layout::Nn, [tokens, outputs, inputs], &fused(plain));
     }
 }
-

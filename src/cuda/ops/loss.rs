@@ -12,14 +12,7 @@ impl LossOps for Cuda {
         self.launch("cross_entropy_fwd", Problem::matrix(Types::F32, tokens, vocab), &args);
     }
 
-    fn cross_entropy_bwd(
-        &self,
-        logits: &mut Buffer,
-        targets: &Buffer,
-        weights: &Buffer,
-        tokens: usize,
-        vocab: usize,
-    ) {
+    fn cross_entropy_bwd(&self, logits: &mut Buffer, targets: &Buffer, weights: &Buffer, tokens: usize, vocab: usize) {
         let args =
             [first(logits, tokens * vocab), first(targets, tokens), first(weights, tokens), int(tokens), int(vocab)];
         self.launch("cross_entropy_bwd", Problem::matrix(Types::F32, tokens, vocab), &args);

@@ -30,7 +30,7 @@ impl NormOps for Cuda {
             int(tokens),
             int(width),
         ];
-        self.launch("layernorm_fwd", Problem::matrix(self.act_types(), tokens, width), &args);
+        self.launch("layernorm_fwd", Problem::matrix(Cuda::types_from(x, y), tokens, width), &args);
     }
 
     fn layernorm_bwd(
@@ -46,7 +46,7 @@ impl NormOps for Cuda {
         tokens: usize,
         width: usize,
     ) {
-        let problem = Problem::matrix(self.act_types(), tokens, width);
+        let problem = Problem::matrix(Cuda::types_from(x, dy), tokens, width);
         let (dy, x) = (first(dy, tokens * width), first(x, tokens * width));
         let (mean, rstd, sizes) = (first(mean, tokens), first(rstd, tokens), [int(tokens), int(width)]);
         let dx = first(dx_acc, tokens * width);

@@ -8,15 +8,7 @@ use crate::cuda::{Buffer, Cuda, int};
 use crate::rng::Mask;
 
 impl OptimOps for Cuda {
-    fn adamw(
-        &self,
-        p: &mut Buffer,
-        m: &mut Buffer,
-        v: &mut Buffer,
-        gradient: &Buffer,
-        step: &AdamW,
-        len: usize,
-    ) {
+    fn adamw(&self, p: &mut Buffer, m: &mut Buffer, v: &mut Buffer, gradient: &Buffer, step: &AdamW, len: usize) {
         let (left_1, left_2) = step.corrections();
         let float = |x: f64| Arg::Float(x as f32);
         let args = [
@@ -56,34 +48,27 @@ impl OptimOps for Cuda {
     }
 
     fn dropout(&self, x: &mut Buffer, mask: Mask, tokens: usize, width: usize) {
-        let x = first(x, tokens * width);
-        self.masked([x, Arg::Address(0), x], mask, tokens, width);
+        let (types, x) = (Cuda::types_of(x), first(x, tokens * width));
+        self.masked(types, [x, Arg::Address(0), x], mask, tokens, width);
     }
 
     fn dropout_fwd(&self, y: &mut Buffer, x: &Buffer, mask: Mask, tokens: usize, width: usize) {
         let len = tokens * width;
-        self.masked([first(y, len), Arg::Address(0), first(x, len)], mask, tokens, width);
+        self.masked(Cuda::types_of(y), [first(y, len), Arg::Address(0), first(x, len)], mask, tokens, width);
     }
 
-    fn dropout_residual_fwd(
-        &self,
-        y: &mut Buffer,
-        residual: &Buffer,
-        mask: Mask,
-        tokens: usize,
-        width: usize,
-    ) {
+    fn dropout_residual_fwd(&self, y: &mut Buffer, residual: &Buffer, mask: Mask, tokens: usize, width: usize) {
         let len = tokens * width;
-        let y = first(y, len);
-        self.masked([y, first(residual, len), y], mask, tokens, width);
+        let (types, y) = (Cuda::types_of(y), first(y, len));
+        self.masked(types, [y, first(residual, len), y], mask, tokens, width);
     }
 }
 
 impl Cuda {
     /// `y = residual + mask · x`
-    fn masked(&self, [y, residual, x]: [Arg; 3], dropout: Mask, tokens: usize, width: usize) {
+    fn masked(&self, types: Types, [y, residual, x]: [Arg; 3], dropout: Mask, tokens: usize, width: usize) {
         let [key_0, key_1, threshold, factor] = mask(dropout);
         let args = [y, residual, x, key_0, key_1, threshold, factor, int(tokens), int(width)];
-        self.launch("dropout", Problem::matrix(self.act_types(), tokens, width), &args);
+        self.launch("dropout", Problem::matrix(types, tokens, width), &args);
     }
 }

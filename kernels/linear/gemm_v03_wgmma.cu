@@ -1,0 +1,154 @@
+// Idea: a warp has the copy engine fill a ring of tiles, two warpgroups multiply it; a block does tile after tile.
+// Against: v02_mma
+// Bound: compute; 2 * m * n * k FLOPs in bf16; 2 * (m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M)) bytes read.
+// Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, STAGES * (A_TILE + B_TILE) * 2 bytes shared.
+// Source: own; roles as in CUTLASS's sm_90 kernels.
+#include "product.cuh"
+
+// 256: the warpgroups share a tile; 128: they take turns, and one finishes its tile while the other multiplies.
+#ifndef TILE_M
+#define TILE_M 256
+#endif
+#ifndef STAGES
+#define STAGES 4
+#endif
+#define TILE_N 128
+#define TILE_K 64
+#define A_TILE (TILE_M * TILE_K)
+#define B_TILE (TILE_N * TILE_K)
+#define SLAB (64 * 64)  // a box of a transposed operand
+#define SHARERS (TILE_M / 128)  // warpgroups
+#define THREADS 384
+#define A_TRANSPOSED (LAYOUT == 2)
+#define B_TRANSPOSED (LAYOUT != 1)
+
+// Starts to load a tile of LINES lines: one box of them, or, of a transposed operand, one for each 64 lines.
+template <bool TRANSPOSED, int LINES>
+DEVICE void fetch(bf16* tile, const TensorMap* map, u64* barrier, int first_line, int depth) {
+    if (TRANSPOSED) {
+#pragma unroll
+        for (int line = 0; line < LINES; line += 64) {
+            tma_load_2d(tile + line / 64 * SLAB, map, barrier, first_line + line, depth);
+        }
+    } else {
+        tma_load_2d(tile, map, barrier, depth, first_line);
+    }
+}
+
+// The operand of a wgmma: 16 steps along k from `depth` on, of the lines from `line` on, a multiple of 64.
+template <bool TRANSPOSED> DEVICE u64 operand(const bf16* tile, int line, int depth) {
+    const bf16* first = tile + line / 64 * SLAB;
+    return TRANSPOSED ? wgmma_descriptor_mn(first + depth * 64, SLAB * sizeof(bf16))
+                      : wgmma_descriptor_k(first + depth);
+}
+
+// A place in the ring.
+struct Turn {
+    int stage;
+    u32 parity;
+
+    DEVICE void advance(Turn& turn, int steps) {
+        const int sum = turn.stage + steps;
+        turn.stage = sum % STAGES;
+        turn.parity ^= sum / STAGES & 1;
+    }
+    DEVICE void next(Turn& turn) {
+        if (++turn.stage == STAGES) turn.stage = 0, turn.parity ^= 1;
+    }
+};
+
+KERNEL BOUNDS(THREADS, 1)
+    gemm(Y* __restrict__ y, const A* a, const B* b, const float* __restrict__ bias, const act* __restrict__ residual,
+         act* __restrict__ u, int gelu, int accumulate, int m, int n, int k, GRID_CONSTANT TensorMap a_map,
+         GRID_CONSTANT TensorMap b_map) {
+    DYNAMIC_SHARED(bf16, a_tiles);
+    __shared__ u64 full[STAGES], empty[STAGES];
+    bf16* b_tiles = a_tiles + STAGES * A_TILE;
+    const int rows = (m + TILE_M - 1) / TILE_M, columns = (n + TILE_N - 1) / TILE_N, steps = (k + TILE_K - 1) / TILE_K;
+
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) {
+            mbarrier_init(&full[s], 1);
+            mbarrier_init(&empty[s], 4 * SHARERS);  // warps
+        }
+        mbarrier_fence_init();
+    }
+    __syncthreads();
+
+    Turn turn = {0, 0};
+    if (threadIdx.x < 128) {
+        reg_dealloc<40>();
+        if (threadIdx.x > 0) return;
+        for (int index = blockIdx.x; index < rows * columns; index += gridDim.x) {
+            const TilePlace tile = tile_place(index, rows, columns);
+            for (int step = 0; step < steps; step++, Turn::next(turn)) {
+                const int s = turn.stage;
+                mbarrier_wait(&empty[s], turn.parity ^ 1);  // in the first round all are empty
+                mbarrier_arrive_expect_tx(&full[s], (A_TILE + B_TILE) * sizeof(bf16));
+                fetch<A_TRANSPOSED, TILE_M>(a_tiles + s * A_TILE, &a_map, &full[s], tile.row * TILE_M, step * TILE_K);
+                fetch<B_TRANSPOSED, TILE_N>(b_tiles + s * B_TILE, &b_map, &full[s], tile.column * TILE_N,
+                                            step * TILE_K);
+            }
+        }
+    } else {
+        reg_alloc<232>();
+        const int group = (int)threadIdx.x / 128 - 1, warp = (int)threadIdx.x % 128 / 32, lane = (int)threadIdx.x % 32;
+        const int first_row = SHARERS == 2 ? 128 * group : 0, first_turn = SHARERS == 2 ? 0 : group;
+        const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
+        Turn::advance(turn, first_turn * steps);
+        for (int index = blockIdx.x + first_turn * gridDim.x; index < rows * columns;
+             index += 2 / SHARERS * gridDim.x) {
+            if (SHARERS == 1 && index >= (int)gridDim.x) named_barrier(1 + group, 256);  // the other has its last stage
+            float sums[2][64];
+            int before = 0;  // the stage that is being multiplied
+            for (int step = 0; step < steps; step++, Turn::next(turn)) {
+                const int s = turn.stage;
+                mbarrier_wait(&full[s], turn.parity);
+                wgmma_fence();
+#pragma unroll
+                for (int depth = 0; depth < TILE_K; depth += 16) {
+                    const u64 b_part = operand<B_TRANSPOSED>(b_tiles + s * B_TILE, 0, depth);
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const u64 a_part = operand<A_TRANSPOSED>(a_tiles + s * A_TILE, first_row + 64 * i, depth);
+                        wgmma_m64n128k16<A_TRANSPOSED, B_TRANSPOSED>(sums[i], a_part, b_part, step > 0 || depth > 0);
+                    }
+                }
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (lane == 0 && step > 0) mbarrier_arrive(&empty[before]);
+                before = s;
+            }
+            if (SHARERS == 1) {
+                if (index + (int)gridDim.x < rows * columns) named_barrier_arrive(2 - group, 256);
+                Turn::advance(turn, steps);  // past the stages of the other
+            }
+            wgmma_wait<0>();
+            if (lane == 0) mbarrier_arrive(&empty[before]);
+
+            const TilePlace tile = tile_place(index, rows, columns);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+#pragma unroll
+                    for (int j = 0; j < 4; j += 2) {
+                        Fragment parts[2];
+#pragma unroll
+                        for (int p = 0; p < 2; p++) {
+                            parts[p].row = tile.row * TILE_M + first_row + 64 * i + 16 * warp + 8 * h + lane / 4;
+                            parts[p].column = tile.column * TILE_N + 32 * (j + p);
+#pragma unroll
+                            for (int q = 0; q < 4; q++) {
+                                const int first = 16 * (j + p) + 4 * q + 2 * h;
+                                parts[p].v[2 * q] = sums[i][first];
+                                parts[p].v[2 * q + 1] = sums[i][first + 1];
+                            }
+                        }
+                        finish(f, parts);
+                    }
+                }
+            }
+        }
+    }
+}

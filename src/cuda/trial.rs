@@ -1,0 +1,327 @@
+//! Every variant of the kernels that decide the time, on the device: checked against the first variant of its op, then
+//! timed beside what the device's memory can do.
+
+use super::registry::{Forced, Kernel, REGISTRY};
+use super::{Buffer, Cuda, driver};
+use crate::backend::{
+    AdamW, AttentionDims, AttentionOps, LinearOps, LossOps, Matrix, NormOps, OptimOps, Role, Spans, Storage,
+};
+use crate::error::Result;
+use crate::rng::{Mask, Rng, Stream};
+
+/// A variant on a problem.
+pub struct Trial {
+    /// As `DELLA_VARIANT` names it.
+    pub kernel: String,
+    /// The op and its sizes.
+    pub case: String,
+    /// Largest difference from the first variant's results, in root mean squares of each.
+    pub error: f64,
+    /// Whether that is as little as its types let it.
+    pub passes: bool,
+    /// Median time, with nothing of the operands in the cache.
+    pub milliseconds: f64,
+    /// Operations a second.
+    pub flops: f64,
+    /// Bytes a second that must be moved at least.
+    pub bandwidth: f64,
+}
+
+/// How large the problems are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// A training step of randeng-226m.
+    Full,
+    /// A moment on the emulator.
+    Tiny,
+}
+
+/// A problem: it runs on a device, and says what came of it if it is asked.
+struct Case {
+    name: String,
+    /// The registry's ops that it takes time in.
+    ops: &'static [&'static str],
+    flops: f64,
+    bytes: f64,
+    run: Box<dyn FnMut(&Cuda, Option<&mut Vec<Vec<f32>>>)>,
+}
+
+/// Bytes a second read and written, both counted, when memory is copied.
+///
+/// # Errors
+/// There is no memory, or the device failed.
+pub fn copy_bandwidth(cuda: &Cuda, scale: Scale) -> Result<f64> {
+    let bytes: usize = if scale == Scale::Full { 1 << 30 } else { 1 << 16 };
+    let (a, b) = (cuda.memory.buffer(bytes, 1)?, cuda.memory.buffer(bytes, 1)?);
+    let mut copy = || driver::copy(cuda.driver(), a.first(bytes), b.first(bytes), bytes);
+    copy()?;
+    let times = (0..10).map(|_| cuda.driver().time(&mut copy)).collect::<Result<Vec<_>>>()?;
+    Ok(2.0 * bytes as f64 / (median(times) * 1e-3))
+}
+
+/// Runs every variant of every case; `on_trial` sees each as it is done.
+///
+/// # Errors
+/// There is no memory, or the device failed.
+pub fn run(cuda: &Cuda, scale: Scale, on_trial: &mut dyn FnMut(Trial)) -> Result<()> {
+    let flush = cuda.memory.buffer(if scale == Scale::Full { 256 << 20 } else { 256 }, 1)?;
+    for mut case in cases(cuda, scale)? {
+        for op in case.ops {
+            let variants =
+                || REGISTRY.iter().filter(|kernel| kernel.op == *op && cuda.driver().arch().runs(kernel.arch));
+            let with = |kernel: &Kernel| -> Result<Cuda> {
+                Ok(cuda.forcing(Forced::parse(&format!("{}={}", kernel.op, kernel.variant))?))
+            };
+            let Some(first) = variants().next_back() else { continue };
+            let wanted = results(&mut case, &with(first)?)?;
+            for kernel in variants() {
+                let device = with(kernel)?;
+                let found = results(&mut case, &device)?;
+                let error = found.iter().zip(&wanted).map(|(x, y)| difference(x, y)).fold(0.0, f64::max);
+                let repetitions = if scale == Scale::Full { 20 } else { 1 };
+                let mut times = Vec::new();
+                for _ in 0..repetitions {
+                    driver::zero(device.driver(), flush.first(flush.len()), flush.len())?;
+                    times.push(device.driver().time(&mut || {
+                        (case.run)(&device, None);
+                        device.status()
+                    })?);
+                }
+                let seconds = median(times) * 1e-3;
+                on_trial(Trial {
+                    kernel: kernel.id(),
+                    case: case.name.clone(),
+                    error,
+                    // the worst of many elements; tensor cores also round the weights of attention's softmax
+                    passes: error <= if cuda.is_bf16() { 1e-1 } else { 1e-4 },
+                    milliseconds: seconds * 1e3,
+                    flops: case.flops / seconds,
+                    bandwidth: case.bytes / seconds,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn results(case: &mut Case, cuda: &Cuda) -> Result<Vec<Vec<f32>>> {
+    let mut results = Vec::new();
+    (case.run)(cuda, Some(&mut results));
+    cuda.status().map(|()| results)
+}
+
+/// The largest difference, in root mean squares; infinite if one is no number.
+fn difference(found: &[f32], wanted: &[f32]) -> f64 {
+    let rms = (wanted.iter().map(|x| f64::from(x * x)).sum::<f64>() / wanted.len().max(1) as f64).sqrt();
+    let errors = found.iter().zip(wanted).map(|(x, y)| f64::from((x - y).abs()));
+    errors.fold(0.0, |worst, error| {
+        if error <= worst {
+            worst
+        } else if error.is_nan() {
+            f64::INFINITY
+        } else {
+            error
+        }
+    }) / rms.max(f64::MIN_POSITIVE)
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// Standard normal numbers times `scale`.
+fn normal(seed: u64, len: usize, scale: f32) -> Vec<f32> {
+    let mut x = vec![0.0; len];
+    Rng::new(seed, Stream::Init, 0).fill_normal(&mut x);
+    x.iter_mut().for_each(|x| *x *= scale);
+    x
+}
+
+/// Adds what the first `len` elements are to the results.
+fn read(cuda: &Cuda, results: Option<&mut Vec<Vec<f32>>>, buffers: &[(&Buffer, usize)]) {
+    let Some(results) = results else { return };
+    for (buffer, len) in buffers {
+        let mut host = vec![0.0; *len];
+        cuda.read_floats(&mut host, buffer, 0);
+        results.push(host);
+    }
+}
+
+fn cases(cuda: &Cuda, scale: Scale) -> Result<Vec<Case>> {
+    let full = scale == Scale::Full;
+    let (tokens, width, vocab) = if full { (8192, 768, 21130) } else { (72, 64, 130) };
+    let mut cases = Vec::new();
+    for (rows, inputs, outputs) in match full {
+        true => vec![
+            (tokens, width, 3 * width),
+            (tokens, width, 4 * width),
+            (tokens, 4 * width, width),
+            (1, width, 3 * width),
+            (16, width, 4 * width),
+        ],
+        false => vec![(tokens, width, 96), (2, width, 32)],
+    } {
+        cases.push(linear(cuda, rows, inputs, outputs)?);
+        if rows == tokens {
+            cases.push(linear_backward(cuda, rows, inputs, outputs)?);
+        }
+    }
+    cases.push(head(cuda, if full { 2048 } else { 24 }, width, vocab)?);
+    cases.push(head(cuda, 1, width, vocab)?);
+    cases.push(layer_norm(cuda, tokens, width)?);
+    cases.push(cross_entropy(cuda, if full { 2048 } else { 5 }, vocab)?);
+    for (spans, length) in if full { vec![(128, 64), (16, 1024)] } else { vec![(2, 70)] } {
+        cases.push(attention(cuda, spans, length, if full { 12 } else { 1 })?);
+    }
+    cases.push(adamw(cuda, if full { 1 << 26 } else { 1000 })?);
+    Ok(cases)
+}
+
+fn act_bytes(cuda: &Cuda) -> f64 {
+    if cuda.is_bf16() { 2.0 } else { 4.0 }
+}
+
+fn linear(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
+    let x = cuda.act_from(&normal(1, rows * inputs, 1.0))?;
+    let data = normal(2, inputs * outputs, 0.05);
+    let w = cuda.weight(Matrix { data: &data, rows: inputs, cols: outputs }, Role::Linear)?;
+    let (bias, mut y) = (cuda.real_from(&normal(3, outputs, 1.0))?, cuda.act(rows * outputs)?);
+    Ok(Case {
+        name: format!("linear_gelu_fwd {rows}x{inputs}x{outputs}"),
+        ops: &["gemm"],
+        flops: 2.0 * (rows * inputs * outputs) as f64,
+        bytes: act_bytes(cuda) * (rows * inputs + inputs * outputs + rows * outputs) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.linear_gelu_fwd(&mut y, None, &x, &w, &bias, rows);
+            read(cuda, results, &[(&y, rows * outputs)]);
+        }),
+    })
+}
+
+fn linear_backward(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
+    let (x, dy) = (cuda.act_from(&normal(1, rows * inputs, 1.0))?, cuda.act_from(&normal(4, rows * outputs, 1.0))?);
+    let data = normal(2, inputs * outputs, 0.05);
+    let w = cuda.weight(Matrix { data: &data, rows: inputs, cols: outputs }, Role::Linear)?;
+    let (mut dx, mut dw, mut db) = (cuda.act(rows * inputs)?, cuda.real(inputs * outputs)?, cuda.real(outputs)?);
+    Ok(Case {
+        name: format!("linear_bwd {rows}x{inputs}x{outputs}"),
+        ops: &["gemm", "column_sums"],
+        flops: 4.0 * (rows * inputs * outputs) as f64,
+        bytes: act_bytes(cuda) * (3 * rows * outputs + 2 * rows * inputs + inputs * outputs) as f64
+            + 8.0 * (inputs * outputs) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.zero_real(&mut dw, inputs * outputs);
+            cuda.linear_bwd(&mut dx, &mut dw, &mut db, &dy, &x, &w, rows);
+            read(cuda, results, &[(&dx, rows * inputs), (&dw, inputs * outputs)]);
+        }),
+    })
+}
+
+fn head(cuda: &Cuda, rows: usize, width: usize, vocab: usize) -> Result<Case> {
+    let x = cuda.act_from(&normal(1, rows * width, 1.0))?;
+    let data = normal(2, vocab * width, 0.05);
+    let wte = cuda.weight(Matrix { data: &data, rows: vocab, cols: width }, Role::TiedTable)?;
+    let mut logits = cuda.real(rows * vocab)?;
+    Ok(Case {
+        name: format!("head_fwd {rows}x{width}x{vocab}"),
+        ops: &["gemm"],
+        flops: 2.0 * (rows * width * vocab) as f64,
+        bytes: act_bytes(cuda) * (rows * width + width * vocab) as f64 + 4.0 * (rows * vocab) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.head_fwd(&mut logits, &x, &wte, rows);
+            read(cuda, results, &[(&logits, rows * vocab)]);
+        }),
+    })
+}
+
+fn layer_norm(cuda: &Cuda, tokens: usize, width: usize) -> Result<Case> {
+    let len = tokens * width;
+    let mut x = cuda.stream(len)?;
+    cuda.write_act(&mut x, &normal(1, len, 1.0));
+    let (dy, gain, bias) =
+        (cuda.act_from(&normal(2, len, 1.0))?, cuda.real_from(&normal(3, width, 1.0))?, cuda.real(width)?);
+    let (mut y, mut mean, mut rstd) = (cuda.act(len)?, cuda.real(tokens)?, cuda.real(tokens)?);
+    let (mut dx, mut dgain, mut dbias) = (cuda.stream(len)?, cuda.real(width)?, cuda.real(width)?);
+    Ok(Case {
+        name: format!("layernorm fwd+bwd {tokens}x{width}"),
+        ops: &["layernorm_fwd", "layernorm_bwd", "layernorm_params_bwd"],
+        flops: 27.0 * len as f64,
+        // forward x, y; by the input x, dy, dx twice; by the parameters x, dy
+        bytes: (5.0 * 4.0 + 3.0 * act_bytes(cuda)) * len as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.layernorm_fwd(&mut y, &mut mean, &mut rstd, &x, &gain, &bias, 1e-5, tokens, width);
+            if results.is_some() {
+                [(&mut dx, len), (&mut dgain, width), (&mut dbias, width)]
+                    .into_iter()
+                    .for_each(|(x, len)| cuda.zero_real(x, len));
+            }
+            let d = (&mut dx, &mut dgain, &mut dbias);
+            cuda.layernorm_bwd(d.0, d.1, d.2, &dy, &x, &mean, &rstd, &gain, tokens, width);
+            read(cuda, results, &[(&y, len), (&dx, len), (&dgain, width), (&dbias, width)]);
+        }),
+    })
+}
+
+fn cross_entropy(cuda: &Cuda, tokens: usize, vocab: usize) -> Result<Case> {
+    let len = tokens * vocab;
+    let (given, mut logits) = (cuda.real_from(&normal(1, len, 3.0))?, cuda.real(len)?);
+    let targets = cuda.ids_from(&(0..tokens).map(|n| (n * 31 % vocab) as u32).collect::<Vec<_>>())?;
+    let (weights, mut loss) = (cuda.real_from(&normal(2, tokens, 1.0))?, cuda.real(tokens)?);
+    Ok(Case {
+        name: format!("cross_entropy fwd+bwd {tokens}x{vocab}"),
+        ops: &["cross_entropy_fwd", "cross_entropy_bwd"],
+        flops: 10.0 * len as f64,
+        bytes: 5.0 * 4.0 * len as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.copy(logits.first(len), given.first(len), 4 * len);
+            cuda.cross_entropy_fwd(&mut loss, &logits, &targets, tokens, vocab);
+            cuda.cross_entropy_bwd(&mut logits, &targets, &weights, tokens, vocab);
+            read(cuda, results, &[(&loss, tokens), (&logits, len)]);
+        }),
+    })
+}
+
+fn attention(cuda: &Cuda, rows: usize, length: usize, heads: usize) -> Result<Case> {
+    let dims = AttentionDims { heads, head_dim: 64 };
+    let (tokens, width) = (rows * length, dims.width());
+    let spans = Spans::of_lengths(cuda, vec![length; rows])?;
+    let (qkv, dy) =
+        (cuda.act_from(&normal(1, 3 * tokens * width, 1.0))?, cuda.act_from(&normal(2, tokens * width, 1.0))?);
+    let (mut y, mut lse, mut dqkv) =
+        (cuda.act(tokens * width)?, cuda.real(tokens * heads)?, cuda.act(3 * tokens * width)?);
+    // of the pairs of tokens half; forward two products, backward five and, in two kernels, two again
+    let pairs = (rows * heads) as f64 * (length * (length + 1) / 2) as f64;
+    Ok(Case {
+        name: format!("attention fwd+bwd {rows}x{length}x{heads}x64"),
+        ops: &["attention_fwd", "attention_bwd_q", "attention_bwd_kv"],
+        flops: 9.0 * 2.0 * 64.0 * pairs,
+        bytes: act_bytes(cuda) * (4 + 3 + 2 + 3) as f64 * (tokens * width) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.attention_fwd(&mut y, &mut lse, &qkv, Mask::NONE, &spans, dims);
+            cuda.attention_bwd(&mut dqkv, &dy, &y, &lse, &qkv, Mask::NONE, &spans, dims);
+            read(cuda, results, &[(&y, tokens * width), (&dqkv, 3 * tokens * width)]);
+        }),
+    })
+}
+
+fn adamw(cuda: &Cuda, len: usize) -> Result<Case> {
+    let (values, gradient) = (normal(1, len.min(1 << 20), 1.0), cuda.real(len)?);
+    let (mut p, mut m, mut v) = (cuda.real(len)?, cuda.real(len)?, cuda.real(len)?);
+    let step = AdamW { lr: 1e-3, betas: (0.9, 0.95), epsilon: 1e-8, decay: 0.1, factor: 1.0, step: 1 };
+    Ok(Case {
+        name: format!("adamw {len}"),
+        ops: &["adamw"],
+        flops: 15.0 * len as f64,
+        bytes: 28.0 * len as f64,
+        run: Box::new(move |cuda, results| {
+            if results.is_some() {
+                cuda.write_floats(&p, &values);
+                [&mut m, &mut v].into_iter().for_each(|x| cuda.zero_real(x, len));
+                cuda.write_floats(&gradient, &values);
+            }
+            cuda.adamw(&mut p, &mut m, &mut v, &gradient, &step, len);
+            read(cuda, results, &[(&p, values.len()), (&v, values.len())]);
+        }),
+    })
+}
