@@ -26,7 +26,7 @@
 //! | --- | --- |
 //! | [`error`] [`dims`] [`dtype`] [`tree`](mod@tree) [`rng`] | what everything stands on |
 //! | [`backend`], [`io`], [`text`], [`chart`] | the contract between model and device; files; tokenizer; drawings |
-//! | [`reference`](mod@reference), [`cpu`], [`model`] | two implementations of the contract; the model, written once over it |
+//! | [`reference`](mod@reference), [`cpu`], `cuda`, [`model`] | implementations of the contract; the model, written once over it |
 //! | [`generate`], [`latent`] | the decoding loop; latents on the host |
 //! | [`engine`] | everything a device can be asked; the only file that names the backends together |
 //! | [`Della`], [`verify`], [`eval`] | text to text; comparison with recorded outputs; how good a model is |
@@ -35,7 +35,8 @@
 //! # Unsafe code
 //!
 //! Only where there is no other way: vector intrinsics (`cpu/arch`), aligned buffers (`cpu/buffer`), disjoint parts of one
-//! buffer for several threads (`cpu/parallel`, `cpu/gemm`), and the file map (`io/mmap`). Every block names the fact
+//! buffer for several threads (`cpu/parallel`, `cpu/gemm`), the file map (`io/mmap`), and what calls the CUDA driver, its
+//! compiler and the emulator (`cuda/{driver,memory,kernels,compile,graph}`). Every block names the fact
 //! that makes it sound; the lint that demands it is an error.
 
 #[macro_use]

@@ -1,4 +1,4 @@
-// Idea: a warp per new token passes over the cache as attention_fwd passes over a span, with the same bits.
+// Idea: a warp per new token passes over the cache as attention_fwd_v01 passes over a span, with the same bits.
 // Against: -
 // Bound: memory; for each new token and head (past + 1) * D * 2 * sizeof(act) bytes and (past + 1) * D * 4 FLOPs.
 // Needs: any sm_80+; D <= 256; grid (ceil(longest span / 4), heads, rows), block 128; the cache has the new keys.

@@ -1,5 +1,5 @@
 // Idea: tensor cores fed from a ring of tiles in shared memory that cp.async fills ahead of use.
-// Against: v01_tile
+// Against: v01_tile: 16 times the arithmetic an instruction, and loads that overlap it.
 // Bound: compute; 2 * m * n * k FLOPs in bf16; 2 * (m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M)) bytes read.
 // Needs: sm_80+, A_BF16, B_BF16; a block of THREADS per tile, grid (n, m); STAGES * (A_TILE + B_TILE) * 2 bytes shared.
 // Source: own; the ring as in CUTLASS's sm_80 kernels.

@@ -1,5 +1,5 @@
 // Idea: a warp has the copy engine fill a ring of tiles, two warpgroups multiply it; a block does tile after tile.
-// Against: v02_mma
+// Against: v02_mma: the multiplying warps neither load nor compute addresses, and read both operands from shared memory.
 // Bound: compute; 2 * m * n * k FLOPs in bf16; 2 * (m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M)) bytes read.
 // Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, STAGES * (A_TILE + B_TILE) * 2 bytes shared.
 // Source: own; roles as in CUTLASS's sm_90 kernels.
@@ -99,7 +99,10 @@ KERNEL BOUNDS(THREADS, 1)
         for (int index = blockIdx.x + first_turn * gridDim.x; index < rows * columns;
              index += 2 / SHARERS * gridDim.x) {
             if (SHARERS == 1 && index >= (int)gridDim.x) named_barrier(1 + group, 256);  // the other has its last stage
+            // Zeroed here: NVRTC 12.8 lets each wgmma wait for the one before if the first decides not to add.
             float sums[2][64];
+#pragma unroll
+            for (int i = 0; i < 64; i++) sums[0][i] = sums[1][i] = 0.0f;
             int before = 0;  // the stage that is being multiplied
             for (int step = 0; step < steps; step++, Turn::next(turn)) {
                 const int s = turn.stage;
@@ -111,7 +114,7 @@ KERNEL BOUNDS(THREADS, 1)
 #pragma unroll
                     for (int i = 0; i < 2; i++) {
                         const u64 a_part = operand<A_TRANSPOSED>(a_tiles + s * A_TILE, first_row + 64 * i, depth);
-                        wgmma_m64n128k16<A_TRANSPOSED, B_TRANSPOSED>(sums[i], a_part, b_part, step > 0 || depth > 0);
+                        wgmma_m64n128k16<A_TRANSPOSED, B_TRANSPOSED>(sums[i], a_part, b_part);
                     }
                 }
                 wgmma_commit();

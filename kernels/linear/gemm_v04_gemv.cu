@@ -1,5 +1,5 @@
 // Idea: for few rows: b passes through registers once, in 16-byte loads, and meets 8 rows of a at a time.
-// Against: v01_tile
+// Against: v01_tile, v02_mma: no tile of rows that are not there, and the whole device reads b.
 // Bound: memory; k * n * sizeof(B) bytes (again, from the L2 cache, for each further 8 rows), 2 * m * n * k FLOPs.
 // Needs: sm_80+, LAYOUT 0 or 1; grid (ceil(m / 8), ceil(n / COLUMNS)), block THREADS.
 // Source: own.

@@ -1,5 +1,5 @@
 // Idea: a warp per token reads its row once, 16 bytes a read, and keeps it in registers; no block barrier.
-// Against: v01_row: one read instead of three, shuffles instead of six barriers.
+// Against: v01_row: one read instead of three, shuffles instead of four barriers.
 // Bound: memory; tokens * width * (sizeof(X) + sizeof(Y)) + 8 * (tokens + width) bytes, tokens * width * 8 FLOPs.
 // Needs: any sm_80+; width <= 1024 and a multiple of 8; grid ceil(tokens / 4), block 128.
 // Source: Ba et al. 2016; the variance around the mean as in v01.

@@ -35,7 +35,7 @@ pub struct KernelRow {
     pub kernel: String,
     /// The problem.
     pub case: String,
-    /// Difference from the first variant.
+    /// Difference from the plainest variant.
     pub error: f64,
     /// Whether that is small enough.
     pub passes: bool,

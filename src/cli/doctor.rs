@@ -218,7 +218,7 @@ fn text(report: &Report) -> Result<String, std::fmt::Error> {
         }
     }
     if !report.kernels.is_empty() {
-        writeln!(text, "CUDA kernels, of each op the first that fits")?;
+        writeln!(text, "CUDA kernels, of each op the first that is right for the sizes")?;
     }
     for Kernels { op, variants } in &report.kernels {
         writeln!(text, "  {op:<20} {}", variants.join(", "))?;

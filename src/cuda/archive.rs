@@ -38,7 +38,7 @@ fn key(program: &Program<'_>, target: Target) -> String {
     format!("{} {hash:032x} {}", program.name, target.name())
 }
 
-/// Images by [`key`].
+/// Images, by a hash of what they are made of.
 #[derive(Default)]
 pub struct Archive(BTreeMap<String, Vec<u8>>);
 

@@ -47,6 +47,7 @@ impl Compiler {
     /// There is none of them; the program does not compile. The message names what was tried.
     pub fn image(&self, program: &Program<'_>, arch: Arch) -> Result<Cow<'static, [u8]>> {
         let built_in = Archive::built_in();
+        // newest first; `sm_90` after `sm_90a`
         let family = (arch.number / 10 * 10..=arch.number).rev().map(Arch::from_number);
         let targets = [arch].into_iter().chain(family).map(Target::Cubin);
         if let Some(image) = targets.into_iter().find_map(|target| built_in.get(program, target)) {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -17,6 +18,13 @@ pub struct Kernels {
     forced: Forced,
     /// By row of the registry and element types.
     functions: Arc<HashMap<(usize, Types), Function>>,
+    /// Which rows were launched.
+    launched: Vec<AtomicBool>,
+}
+
+/// One for each row, none launched.
+fn none_launched() -> Vec<AtomicBool> {
+    REGISTRY.iter().map(|_| AtomicBool::new(false)).collect()
 }
 
 /// A kernel for a problem.
@@ -44,12 +52,18 @@ impl Kernels {
             .into_par_iter()
             .map(|(row, kernel, types)| Ok(((row, types), load(driver, sources, kernel, types)?)))
             .collect::<Result<_>>()?;
-        Ok(Kernels { arch, forced, functions: Arc::new(functions) })
+        Ok(Kernels { arch, forced, functions: Arc::new(functions), launched: none_launched() })
     }
 
     /// The same kernels with other forced ones.
     pub fn forcing(&self, forced: Forced) -> Self {
-        Kernels { arch: self.arch, forced, functions: self.functions.clone() }
+        Kernels { arch: self.arch, forced, functions: self.functions.clone(), launched: none_launched() }
+    }
+
+    /// Whether `kernel` was chosen since these were made.
+    pub fn took(&self, kernel: &Kernel) -> bool {
+        let of = |(_, row): &(&AtomicBool, &Kernel)| row.id() == kernel.id();
+        self.launched.iter().zip(REGISTRY).find(of).is_some_and(|(launched, _)| launched.load(Ordering::Relaxed))
     }
 
     /// The kernel of `op` for `problem`.
@@ -61,6 +75,7 @@ impl Kernels {
         let function = self.functions.get(&(row, problem.types)).copied();
         let function = function
             .ok_or_else(|| Error::Unsupported(format!("{} was not compiled for {:?}", kernel.id(), problem.types)))?;
+        self.launched[row].store(true, Ordering::Relaxed);
         Ok(Choice { kernel, function, geometry: (kernel.geometry)(problem) })
     }
 
@@ -80,8 +95,8 @@ impl Kernels {
         if choice.geometry.grid.contains(&0) {
             return Ok(());
         }
-        // SAFETY: ops pass the arguments that the kernel's file declares, which the emulator checks in tests, and pointers
-        // to buffers that are as long as the sizes beside them (`Buffer::first`).
+        // SAFETY: ops pass the arguments that the kernel's file declares, as every op's tests show on the emulator, and
+        // pointers to buffers that are as long as the sizes beside them (`Buffer::first`).
         unsafe { driver.launch(choice.function, &choice.geometry, args) }
     }
 

@@ -103,6 +103,11 @@ impl Buffer {
         self.len
     }
 
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Bytes of an element.
     pub fn width(&self) -> usize {
         self.width

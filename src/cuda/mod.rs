@@ -3,7 +3,8 @@
 //! Layers, each using those before it: [`driver`] (a GPU through its driver, or the emulator), [`source`] and [`registry`]
 //! (which kernels there are), `memory`, `kernels` (choosing, compiling, launching), `ops` (the groups of operations of
 //! [`backend`](crate::backend)). Activations and weights are f32 or bf16; statistics, latents, losses and the optimiser's
-//! values are f32. Sums run in an order given by their own length, without atomics: results do not depend on the batch.
+//! values are f32. Sums run in an order given by their own length, without atomics: a kernel's results do not depend
+//! on the batch. Which kernel a product takes does, by its number of rows.
 //!
 //! Ops return at once; a device's failure shows later. It is kept, everything after it is skipped, and
 //! [`Storage::status`] tells.

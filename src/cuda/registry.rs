@@ -1,6 +1,6 @@
-//! Every variant of every kernel: one row each, of an op the best first.
+//! Every variant of every kernel: one row each, of an op the best first and the plainest, which computes everything, last.
 //!
-//! The engine, the tests, the compile checks and `della bench` all read this table.
+//! The engine, the tests, the compile checks and `della gpu` all read this table.
 
 use super::driver::{Arch, Geometry};
 use crate::dtype::Dtype;
@@ -425,6 +425,10 @@ pub const REGISTRY: &[Kernel] = &[
     }),
     Kernel { fits: even_rows, ..v01("loss", "cross_entropy_fwd", "v02_online", Uses::Real, wide_rows) },
     v01("loss", "cross_entropy_fwd", "v01_row", Uses::Real, rows),
+    Kernel {
+        defines: &[("SAMPLE_THREADS", 512)],
+        ..v01("loss", "sample", "v01_row", Uses::Real, |p| geometry(p.rows, 1, 1, 512))
+    },
     Kernel { fits: even_rows, ..v01("loss", "cross_entropy_bwd", "v02_vector", Uses::Real, wide_rows) },
     v01("loss", "cross_entropy_bwd", "v01_row", Uses::Real, rows),
     Kernel {
@@ -434,7 +438,6 @@ pub const REGISTRY: &[Kernel] = &[
         })
     },
     v01("optim", "adamw", "v01_flat", Uses::Real, flat),
-    v01("loss", "sample", "v01_row", Uses::Real, |p| geometry(p.rows, 1, 1, 1024)),
     v01("optim", "sum_squares", "v01_strided", Uses::Real, |_| geometry(SUM_BLOCKS, 1, 1, BLOCK)),
     v01("optim", "dropout", "v01_flat", Uses::Stream, |p| {
         geometry((p.rows * p.cols.div_ceil(4)).div_ceil(BLOCK as usize), 1, 1, BLOCK)

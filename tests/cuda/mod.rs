@@ -64,9 +64,9 @@ fn the_recorded_run_is_repeated() {
     }
 }
 
-/// Each variant against the first of its op, in every schedule.
+/// Each variant against the plainest of its op, in every schedule.
 #[test]
-fn every_variant_computes_what_the_first_does() {
+fn every_variant_computes_what_the_plainest_does() {
     for dtype in [Dtype::F32, Dtype::Bf16] {
         for schedule in Schedule::ALL {
             let mut seen = BTreeSet::new();
@@ -76,7 +76,7 @@ fn every_variant_computes_what_the_first_does() {
             })
             .unwrap();
             let of_gemm = seen.iter().filter(|kernel| kernel.starts_with("gemm_")).count();
-            assert_eq!(of_gemm, REGISTRY.iter().filter(|kernel| kernel.op == "gemm").count());
+            assert_eq!(of_gemm, if dtype == Dtype::Bf16 { 6 } else { 2 }, "{seen:?}");
         }
     }
 }

@@ -17,6 +17,7 @@ pub trait Gradient {
     /// The gradient by each argument of a loss whose gradient by the outputs is `dy`.
     fn bwd<B: Backend>(&self, backend: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad>;
     /// Whether the emulated GPU, which is slow, runs it too.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     fn emulated(&self) -> bool {
         true
     }

@@ -15,6 +15,7 @@ pub trait Op {
     /// Runs it.
     fn run<B: Backend>(&self, backend: &B) -> Outputs;
     /// Whether the emulated GPU, which is slow, runs it too.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     fn emulated(&self) -> bool {
         true
     }

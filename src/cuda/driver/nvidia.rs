@@ -4,7 +4,7 @@ use std::ffi::{CString, c_void};
 use std::fmt::Display;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, ThreadId};
 
 use cudarc::driver::{DriverError, result, sys};
@@ -74,9 +74,23 @@ pub struct Nvidia {
     compiler: Compiler,
     functions: RwLock<Vec<Loaded>>,
     pinned: Mutex<Pinned>,
-    /// The thread that records a graph.
+    turns: Arc<Turns>,
+}
+
+/// Who may ask the device: while a thread records, what others asked would be recorded too.
+#[derive(Default)]
+struct Turns {
     recorder: Mutex<Option<ThreadId>>,
-    recorded: Condvar,
+    free: Condvar,
+}
+
+impl Turns {
+    /// Waits while another thread records. As long as the turn is held, none begins to.
+    fn take(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        let turn = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = |recorder: &mut Option<ThreadId>| recorder.is_some_and(|thread| thread != thread::current().id());
+        self.free.wait_while(turn, other).unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 // SAFETY: a context's handles may be used by any thread that has made the context current, as every method does first; the
@@ -126,19 +140,15 @@ impl Nvidia {
             compiler: Compiler::new()?,
             functions: RwLock::default(),
             pinned: Mutex::new(Pinned { base: base.cast(), events, next: 0 }),
-            recorder: Mutex::default(),
-            recorded: Condvar::new(),
+            turns: Arc::default(),
         })
     }
 
-    /// Makes the context that of this thread, and waits while another thread records: what is asked meanwhile would be
-    /// recorded too.
+    /// Makes the context that of this thread, and takes its turn.
     fn bind(&self) -> Result<MutexGuard<'_, Option<ThreadId>>> {
         // SAFETY: the context lives as long as this.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("choosing the device"))?;
-        let turn = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let other = |recorder: &mut Option<ThreadId>| recorder.is_some_and(|thread| thread != thread::current().id());
-        Ok(self.recorded.wait_while(turn, other).unwrap_or_else(PoisonError::into_inner))
+        Ok(self.turns.take())
     }
 
     fn pinned(&self) -> MutexGuard<'_, Pinned> {
@@ -266,9 +276,10 @@ impl Driver for Nvidia {
     }
 
     fn load(&self, program: &Program<'_>) -> Result<Function> {
-        let _turn = self.bind()?;
         let loading = |e: &dyn Display| Error::Device(format!("loading {}: {e}", program.path));
+        // many kernels at the same time
         let image = self.compiler.image(program, self.arch)?;
+        let _turn = self.bind()?;
         let name = CString::new(program.name).map_err(|e| loading(&e))?;
         // SAFETY: the image is a whole cubin, or PTX with a zero behind it; the module stays loaded as long as this.
         let loaded = unsafe {
@@ -369,7 +380,7 @@ impl Driver for Nvidia {
     fn end_recording(&self) -> Result<Box<dyn Graph>> {
         let mut turn = self.bind()?;
         *turn = None;
-        self.recorded.notify_all();
+        self.turns.free.notify_all();
         let recording = failed("recording");
         // SAFETY: the stream records since `begin_recording`; the graph is destroyed once it is instantiated.
         unsafe {
@@ -377,7 +388,7 @@ impl Driver for Nvidia {
             let exec = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(graph);
             let exec = exec.map_err(&recording)?;
-            Ok(Box::new(Recorded { exec, stream: self.stream, context: self.context }))
+            Ok(Box::new(Recorded { exec, stream: self.stream, context: self.context, turns: self.turns.clone() }))
         }
     }
 
@@ -413,6 +424,7 @@ struct Recorded {
     exec: sys::CUgraphExec,
     stream: sys::CUstream,
     context: sys::CUcontext,
+    turns: Arc<Turns>,
 }
 
 // SAFETY: as for `Nvidia`.
@@ -422,6 +434,7 @@ unsafe impl Sync for Recorded {}
 
 impl Graph for Recorded {
     unsafe fn launch(&self) -> Result<()> {
+        let _turn = self.turns.take();
         // SAFETY: whoever holds a graph holds the device that recorded it; the memory is the caller's promise.
         unsafe {
             result::ctx::set_current(self.context)

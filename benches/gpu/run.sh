@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one run of a few minutes: checks, timings, and PyTorch doing the same work beside it.
+#   benches/gpu/run.sh DELLA OUTPUT [CASES]
+# DELLA is a release binary (built anywhere with an older glibc), OUTPUT a new directory, CASES tests/fixtures or a copy.
+set -uo pipefail
+della=$(realpath "$1")
+mkdir "$2" && output=$(realpath "$2") || exit 1
+here=$(realpath "$(dirname "$0")")
+cases=$(realpath "${3:-$here/../../tests/fixtures}")
+failed=0
+
+check() { # name, command: its output goes to a file, its status to the summary
+  local name=$1
+  shift
+  local start=$SECONDS
+  if "$@" >"$output/$name.txt" 2>&1; then state=ok; else state="FAILED"; failed=1; fi
+  printf '%-28s %s in %d s\n' "$name" "$state" $((SECONDS - start)) | tee -a "$output/summary.txt"
+}
+
+check doctor "$della" doctor
+nvidia-smi >"$output/nvidia-smi.txt" 2>&1 || true
+
+# one tensor of wgmma decides whether the descriptors are right: the kernels come first
+check kernels-bf16 "$della" gpu --dtype bf16 -o "$output/gpu-bf16.json"
+check kernels-f32 "$della" gpu --dtype f32 -o "$output/gpu-f32.json"
+
+for model in vae cvae greedy_vae greedy_cvae train; do
+  check "verify-$model-f32" "$della" verify "$cases/$model" "$cases/$model"/case_*.safetensors --device cuda:0 --dtype f32
+done
+for model in vae cvae; do
+  check "verify-$model-bf16" "$della" verify "$cases/$model" "$cases/$model"/case_*.safetensors --device cuda:0 --dtype bf16
+done
+
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck initcheck synccheck; do
+    for dtype in f32 bf16; do
+      check "$tool-$dtype" timeout 60 compute-sanitizer --tool $tool --error-exitcode 1 \
+        "$della" verify "$cases/vae" "$cases/vae/case_single.safetensors" --device cuda:0 --dtype $dtype
+    done
+  done
+else
+  echo "compute-sanitizer is not here: skipped" | tee -a "$output/summary.txt"
+fi
+
+if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+  check pytorch python3 "$here/torch_della.py" --device cuda --out "$output/pytorch.json"
+else
+  echo "PyTorch with CUDA is not here: skipped" | tee -a "$output/summary.txt"
+fi
+exit $failed
