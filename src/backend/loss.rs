@@ -2,6 +2,44 @@
 
 use super::Storage;
 
+/// Which rules choose a token; see [`crate::generate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Rules {
+    /// The usual ones.
+    Usual = 0,
+    /// The published code's.
+    Reference = 1,
+    /// The most probable token, of equals the lowest.
+    Greedy = 2,
+}
+
+/// How the next token of a row is chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// By which rules.
+    pub rules: Rules,
+    /// Of so many tokens; 0 for all.
+    pub top_k: usize,
+    /// Of tokens with this mass; 0 and 1 for all.
+    pub top_p: f32,
+    /// Divides the logits.
+    pub temperature: f32,
+    /// Discourages what is in `history`; 1 does not.
+    pub repetition_penalty: f32,
+    /// The draw is that of [`Rng::uniform`](crate::rng::Rng::uniform) with this seed,
+    pub seed: u64,
+    /// this row,
+    pub number: u64,
+    /// and this step, in the stream of tokens.
+    pub step: u32,
+    /// The row's tokens so far.
+    pub history: &'a [u32],
+}
+
+/// For a row whose logits are not numbers.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// Losses over the vocabulary.
 pub trait LossOps: Storage {
     /// `loss_n = log Σ_v exp(logits_{n,v}) − logits_{n,target_n}`, in nats; `loss (N)`, `logits (N, V)`, `targets (N)`.
@@ -24,4 +62,9 @@ pub trait LossOps: Storage {
         tokens: usize,
         vocab: usize,
     );
+
+    /// Chooses a token for each of `draws`, or [`NO_TOKEN`]; `logits (rows, V)`. False if the device leaves that to the host.
+    fn sample(&self, _tokens: &mut [u32], _logits: &Self::Real, _draws: &[Draw<'_>], _vocab: usize) -> bool {
+        false
+    }
 }

@@ -26,7 +26,7 @@ pub use attention::{AttentionDims, AttentionOps, CacheRows};
 pub use embed::EmbedOps;
 pub use latent::LatentOps;
 pub use linear::LinearOps;
-pub use loss::LossOps;
+pub use loss::{Draw, LossOps, NO_TOKEN, Rules};
 pub use norm::NormOps;
 pub use optim::{AdamW, OptimOps};
 pub use tensor::{HostFloat, Matrix, Recordings, Role, Spans, Storage};

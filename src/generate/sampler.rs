@@ -96,6 +96,11 @@ impl Sampler {
         Ok(Sampler { sampling, kept: Vec::new() })
     }
 
+    /// The settings.
+    pub fn sampling(&self) -> Sampling {
+        self.sampling
+    }
+
     /// The tokens that may come next with their probabilities: ascending ids, every probability above 0, sum 1.
     ///
     /// `logits` has one entry per token of the vocabulary; −∞ excludes a token. `previous` is the text so far, prefix

@@ -4,11 +4,12 @@
 //! the others, so this changes nothing but the time.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayView3, Axis};
 
-use super::sampler::{self, Sampler, Sampling};
-use crate::backend::{Backend, CacheRows, Recordings, Spans};
+use super::sampler::{self, Mode, Sampler, Sampling};
+use crate::backend::{Backend, CacheRows, Draw, NO_TOKEN, Recordings, Rules, Spans};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::model::acts::{Keep, StackActs};
@@ -108,16 +109,16 @@ pub fn generate<B: Backend>(
             return Ok(outputs);
         }
         session.step(&mut running);
+        let mut choices = session.choose(requests, &mut running).into_iter();
         model.backend.status()?;
-        let mut logits = session.host_logits.chunks_exact(model.config.dims.vocab);
         let mut cancelled = false;
         running.retain_mut(|run| {
             if cancelled {
                 return true;
             }
             let (request, output) = (&requests[run.row], &mut outputs[run.row]);
-            let logits = logits.next().expect("every running row has logits");
-            let ended = run.advance(logits, request, output, on_token);
+            let choice = choices.next().expect("a token for every running row");
+            let ended = run.advance(choice, request, output, on_token);
             cancelled |= ended == Some(Next::Cancel);
             let full = run.ids.len() > session.cache.capacity;
             if ended.is_some() || full || run.ids.last() == Some(&model.config.eos) {
@@ -148,16 +149,16 @@ fn check<B: Backend>(model: &Model<B>, request: &Request<'_>) -> Result<()> {
 }
 
 impl Running {
-    /// Chooses the next token; says why the row ends, if it does before `<EOS>`.
+    /// Takes the next token; says why the row ends, if it does before `<EOS>`.
     fn advance(
         &mut self,
-        logits: &[f32],
+        choice: Result<u32>,
         request: &Request<'_>,
         output: &mut Result<Vec<u32>>,
         on_token: &mut dyn FnMut(usize, u32) -> Next,
     ) -> Option<Next> {
         let step = self.ids.len() - request.prefix.len();
-        let token = match self.chooser.choose(logits, &self.ids, request.number, step) {
+        let token = match choice {
             Ok(token) => token,
             Err(e) => {
                 *output = Err(e);
@@ -185,6 +186,20 @@ impl Chooser {
             Choice::Greedy => Chooser::Greedy,
             Choice::Sample { sampling, seed } => Chooser::Sample { sampler: Sampler::new(sampling)?, seed },
         })
+    }
+
+    /// The same choice, for a device.
+    fn draw<'a>(&self, ids: &'a [u32], number: u64, step: usize) -> Draw<'a> {
+        let (sampling, rules, seed) = match self {
+            Chooser::Greedy => (Sampling::default(), Rules::Greedy, 0),
+            Chooser::Sample { sampler, seed } => {
+                let sampling = sampler.sampling();
+                let rules = if sampling.mode == Mode::Usual { Rules::Usual } else { Rules::Reference };
+                (sampling, rules, *seed)
+            }
+        };
+        let Sampling { top_k, top_p, temperature, repetition_penalty, .. } = sampling;
+        Draw { rules, top_k, top_p, temperature, repetition_penalty, seed, number, step: step as u32, history: ids }
     }
 
     /// The token of row number `number` at `step`, after `ids`.
@@ -321,12 +336,45 @@ impl<'m, B: Backend> Session<'m, B> {
             true => backend.repeat(recordings, &[running.len()], &mut decode),
             false => decode(),
         }
-        self.host_logits.resize(running.len() * dims.vocab, 0.0);
-        backend.read_real(&mut self.host_logits, &self.device_logits);
         for run in running {
             run.cached = run.ids.len();
         }
     }
+
+    /// The next token of each row, by the device if it does that; rows whose logits are no numbers by the host, which says
+    /// what is wrong with them.
+    fn choose(&mut self, requests: &[Request<'_>], running: &mut [Running]) -> Vec<Result<u32>> {
+        let (backend, vocab) = (&self.model.backend, self.model.config.dims.vocab);
+        let place = |run: &Running| (requests[run.row].number, run.ids.len() - requests[run.row].prefix.len());
+        let mut tokens = vec![NO_TOKEN; running.len()];
+        let draws = running.iter().map(|run| {
+            let (number, step) = place(run);
+            run.chooser.draw(&run.ids, number, step)
+        });
+        let on_device = backend.sample(&mut tokens, &self.device_logits, &draws.collect::<Vec<_>>(), vocab);
+        if !on_device {
+            self.host_logits.resize(running.len() * vocab, 0.0);
+            backend.read_real(&mut self.host_logits, &self.device_logits);
+        }
+        let mut choose = |(i, run): (usize, &mut Running)| {
+            if tokens[i] != NO_TOKEN {
+                return Ok(tokens[i]);
+            }
+            if on_device {
+                self.host_logits.resize(running_logits(i, vocab).end, 0.0);
+                let logits = &mut self.host_logits[running_logits(i, vocab)];
+                backend.read_real_at(logits, &self.device_logits, i * vocab);
+            }
+            let (number, step) = place(run);
+            run.chooser.choose(&self.host_logits[running_logits(i, vocab)], &run.ids, number, step)
+        };
+        running.iter_mut().enumerate().map(&mut choose).collect()
+    }
+}
+
+/// Where the logits of row `i` lie.
+fn running_logits(i: usize, vocab: usize) -> Range<usize> {
+    i * vocab..(i + 1) * vocab
 }
 
 /// `(R, L, Z)` on the host to `L` of `(R, Z)` on the device.

@@ -157,3 +157,60 @@ fn what_it_cannot_do_is_an_error() {
     assert!(error.contains("memory") && error.contains("fewer rows"), "{error}");
     assert!(cuda.status().is_ok());
 }
+
+/// The device draws what the host draws, with every rule.
+#[test]
+fn tokens_are_drawn_on_the_device() {
+    use della::backend::{Draw, LossOps, NO_TOKEN, Rules};
+    use della::generate::{Mode, Sampler, Sampling};
+    use della::rng::{Rng, Stream};
+
+    let cuda = device(Dtype::F32, 2, Schedule::ALL[4], "");
+    let vocab = 300;
+    let mut settings = Vec::new();
+    for mode in [Mode::Usual, Mode::Reference] {
+        for (top_k, top_p, temperature, repetition_penalty) in [
+            (0, 0.0, 1.0, 1.0),
+            (5, 0.0, 0.7, 1.0),
+            (0, 0.5, 0.7, 1.0),
+            (40, 0.9, 1.3, 1.2),
+            (0, 0.95, 0.1, 0.8),
+            (1, 0.0, 1.0, 2.0),
+        ] {
+            settings.push(Sampling { top_k, top_p, temperature, repetition_penalty, mode });
+        }
+    }
+    let rows = settings.len();
+    let mut logits: Vec<f32> = util::normal(5, (rows + 2) * vocab).iter().map(|x| (x * 8.0).round() / 4.0).collect();
+    logits[rows * vocab + 7] = f32::NAN;
+    let history = [3, 7, 7, 250, 299, 0];
+    let device_logits = cuda.real_from(&logits).unwrap();
+    for step in 0..6 {
+        let draw = |(row, s): (usize, &Sampling)| Draw {
+            rules: if s.mode == Mode::Usual { Rules::Usual } else { Rules::Reference },
+            top_k: s.top_k,
+            top_p: s.top_p,
+            temperature: s.temperature,
+            repetition_penalty: s.repetition_penalty,
+            seed: 1 << 40,
+            number: row as u64,
+            step,
+            history: &history,
+        };
+        let mut draws: Vec<_> = settings.iter().enumerate().map(draw).collect();
+        draws.push(draws[0]);
+        draws.push(Draw { rules: Rules::Greedy, ..draws[0] });
+        let mut tokens = vec![0; rows + 2];
+        assert!(cuda.sample(&mut tokens, &device_logits, &draws, vocab));
+        cuda.status().unwrap();
+        for (row, sampling) in settings.iter().enumerate() {
+            let uniform = Rng::new(1 << 40, Stream::Token, row as u64).uniform(step);
+            let logits = &logits[row * vocab..][..vocab];
+            let wanted = Sampler::new(*sampling).unwrap().draw(logits, &history, uniform).unwrap();
+            assert_eq!(tokens[row], wanted, "{sampling:?} at step {step}");
+        }
+        let last = &logits[(rows + 1) * vocab..];
+        let greatest = last.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        assert_eq!(tokens[rows..], [NO_TOKEN, last.iter().position(|x| *x == greatest).unwrap() as u32]);
+    }
+}

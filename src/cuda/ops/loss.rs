@@ -1,7 +1,7 @@
 //! The reconstruction loss.
 
 use super::first;
-use crate::backend::LossOps;
+use crate::backend::{Draw, LossOps};
 use crate::cuda::registry::{Problem, Types};
 use crate::cuda::{Buffer, Cuda, int};
 
@@ -17,4 +17,58 @@ impl LossOps for Cuda {
             [first(logits, tokens * vocab), first(targets, tokens), first(weights, tokens), int(tokens), int(vocab)];
         self.launch("cross_entropy_bwd", Problem::matrix(Types::F32, tokens, vocab), &args);
     }
+
+    fn sample(&self, tokens: &mut [u32], logits: &Buffer, draws: &[Draw<'_>], vocab: usize) -> bool {
+        let rows = draws.len();
+        let (mut settings, mut history) = (Vec::with_capacity(SETTINGS * rows), Vec::new());
+        for draw in draws {
+            let first = history.len();
+            // without a penalty nobody reads it
+            if draw.repetition_penalty != 1.0 {
+                history.extend_from_slice(draw.history);
+            }
+            settings.extend(words(draw, first, history.len()));
+        }
+        let buffers = || {
+            let (chosen, ids) = (self.memory.buffer(rows, 4)?, self.memory.buffer(history.len().max(1), 4)?);
+            Ok((chosen, ids, self.memory.buffer(settings.len(), 4)?, self.memory.buffer(rows * vocab, 8)?))
+        };
+        let Some((chosen, ids, set, weights)) = self.attempt(buffers) else { return true };
+        self.write(&set, settings.iter().map(|word| word.to_ne_bytes()));
+        self.write(&ids, history.iter().map(|id| id.to_ne_bytes()));
+        let args = [
+            first(&chosen, rows),
+            first(&weights, rows * vocab),
+            first(logits, rows * vocab),
+            first(&set, SETTINGS * rows),
+            first(&ids, history.len()),
+            int(rows),
+            int(vocab),
+        ];
+        self.launch("sample", Problem::matrix(Types::F32, rows, vocab), &args);
+        self.read(&chosen, 0, rows, |i, bytes| tokens[i] = u32::from_ne_bytes(bytes));
+        true
+    }
+}
+
+/// Words of a row's settings: `SampleRow` in `kernels/loss/sample_v01_row.cu`.
+const SETTINGS: usize = 12;
+
+fn words(draw: &Draw<'_>, first: usize, end: usize) -> [u32; SETTINGS] {
+    let halves = |x: u64| [x as u32, (x >> 32) as u32];
+    let ([seed_low, seed_high], [number_low, number_high]) = (halves(draw.seed), halves(draw.number));
+    [
+        draw.rules as u32,
+        draw.top_k as u32,
+        draw.top_p.to_bits(),
+        draw.temperature.to_bits(),
+        draw.repetition_penalty.to_bits(),
+        seed_low,
+        seed_high,
+        number_low,
+        number_high,
+        draw.step,
+        first as u32,
+        end as u32,
+    ]
 }
