@@ -62,9 +62,9 @@ fn programs() -> Vec<(&'static Kernel, Types)> {
 /// `f32`, or the operands that are bf16 and the layout of a product.
 fn types_name(types: Types) -> String {
     let Types { act, a, b, y, layout } = types;
-    let narrow: String = [('x', act), ('a', a), ('b', b), ('y', y)].iter().filter(|t| t.1).map(|t| t.0).collect();
+    let narrow = [("act", act), ("a", a), ("b", b), ("y", y)].iter().filter(|t| t.1).map(|t| t.0).collect::<Vec<_>>();
     let layout = format!("{layout:?}").to_lowercase();
-    if narrow.is_empty() { format!("{layout} f32") } else { format!("{layout} bf16 {narrow}") }
+    if narrow.is_empty() { format!("{layout} f32") } else { format!("{layout} bf16 {}", narrow.join(",")) }
 }
 
 /// Compiles every kernel for those of `archs` that it runs on, and the fallback in PTX. `disassembler` (`nvdisasm`) also

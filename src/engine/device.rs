@@ -29,7 +29,7 @@ use {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
-    /// The fastest that is there.
+    /// What every machine has: its cores.
     #[default]
     Auto,
     /// The f64 oracle: slow.
