@@ -36,7 +36,7 @@
 //!
 //! Only where there is no other way: vector intrinsics (`cpu/arch`), aligned buffers (`cpu/buffer`), disjoint parts of one
 //! buffer for several threads (`cpu/parallel`, `cpu/gemm`), the file map (`io/mmap`), and what calls the CUDA driver, its
-//! compiler and the emulator (`cuda/{driver,memory,kernels,compile,graph}`). Every block names the fact
+//! compiler and the emulator (`cuda/{driver,buffer,launch,compile,graph}`). Every block names the fact
 //! that makes it sound; the lint that demands it is an error.
 
 #[macro_use]

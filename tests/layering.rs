@@ -132,8 +132,8 @@ fn unsafe_code_stays_in_its_homes() {
         "src/cpu/gemm",
         "src/io/mmap",
         "src/cuda/driver",
-        "src/cuda/memory",
-        "src/cuda/kernels",
+        "src/cuda/buffer",
+        "src/cuda/launch",
         "src/cuda/compile",
         "src/cuda/graph",
     ];

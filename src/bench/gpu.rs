@@ -5,6 +5,7 @@ use std::time::Instant;
 use ndarray::Array3;
 use serde::Serialize;
 
+use super::measure::median;
 use super::models::{Sentences, Weights, latents, step};
 use crate::cuda::trial::{self, Scale, Trial};
 use crate::engine::{Device, DeviceOptions, Engine, open_cuda};
@@ -115,8 +116,7 @@ fn timed(scale: Scale, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         work()?;
         times.push(start.elapsed().as_secs_f64());
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(median(&times))
 }
 
 fn inference(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mut dyn FnMut(ModelRow)) -> Result<()> {

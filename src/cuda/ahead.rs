@@ -93,6 +93,9 @@ pub fn compile_all(archs: &[Arch], disassembler: Option<&Path>) -> Result<(Vec<C
             Ok(built) => {
                 row.bytes = built.image.len();
                 examine(&mut row, &built.log);
+                if matches!(target, Target::Cubin(_)) && row.registers.is_none() {
+                    row.problems.push("the compiler did not say what it needs".into());
+                }
                 if let (Some(disassembler), Target::Cubin(_)) = (disassembler, target) {
                     row.problems.extend(missing(disassembler, &built.image, kernel.instructions)?);
                 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::borrow::Cow;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CString, c_char};
 
 use cudarc::nvrtc::{result, sys};
 
@@ -18,6 +18,11 @@ pub struct Compiler {
     version: Option<(i32, i32)>,
     cache: Cache,
 }
+
+/// Why nothing can be compiled, and what would mend it.
+const NO_NVRTC: &str = "NVRTC (libnvrtc.so) is in none of the places where the system looks for libraries; install it (the \
+                        CUDA toolkit, or the PyPI package nvidia-cuda-nvrtc-cu12) and set LD_LIBRARY_PATH to its \
+                        directory";
 
 /// The architecture whose assembly any later one can run.
 pub const PTX: Target = Target::Ptx(Arch::from_number(80));
@@ -58,9 +63,7 @@ impl Compiler {
         }
         built_in.get(program, PTX).map(Cow::Borrowed).ok_or_else(|| {
             Error::Unsupported(format!(
-                "no machine code of {} for {arch}: none is built into this program ({} kernels are), and NVRTC \
-                 (libnvrtc.so) is in none of the places where the system looks for libraries; install it (the CUDA \
-                 toolkit, or the PyPI package nvidia-cuda-nvrtc-cu12) and set LD_LIBRARY_PATH to its directory",
+                "no machine code of {} for {arch}: none is built into this program ({} kernels are), and {NO_NVRTC}",
                 program.path,
                 built_in.len(),
             ))
@@ -73,11 +76,7 @@ impl Compiler {
     /// There is no NVRTC; the program does not compile.
     pub fn build(&self, program: &Program<'_>, target: Target) -> Result<Built> {
         let Some(version) = self.version else {
-            return Err(Error::Unsupported(
-                "NVRTC (libnvrtc.so) is in none of the places where the system looks for libraries; install it (the CUDA \
-                 toolkit, or the PyPI package nvidia-cuda-nvrtc-cu12) and set LD_LIBRARY_PATH to its directory"
-                    .into(),
-            ));
+            return Err(Error::Unsupported(NO_NVRTC.into()));
         };
         let options = options(program, target);
         let key = format!("nvrtc {version:?}\n{}\n{}", options.join(" "), program.text);
@@ -168,6 +167,6 @@ fn compile(program: &Program<'_>, target: Target, options: &[String]) -> Result<
 
 /// A log, which ends with a zero.
 fn text_of(log: &[c_char]) -> String {
-    let bytes: Vec<u8> = log.iter().map(|&c| c as u8).chain([0]).collect();
-    CStr::from_bytes_until_nul(&bytes).map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+    let bytes: Vec<u8> = log.iter().map(|&c| c as u8).take_while(|&byte| byte != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -3,8 +3,8 @@
 #![allow(unsafe_code)]
 
 use super::Cuda;
+use super::buffer::Buffer;
 use super::driver::Graph;
-use super::memory::Buffer;
 use crate::error::Result;
 
 /// A recorded graph.

@@ -1,7 +1,7 @@
 //! The CUDA backend: our kernels (`kernels/`), on an NVIDIA GPU or emulated on the CPU.
 //!
 //! Layers, each using those before it: [`driver`] (a GPU through its driver, or the emulator), [`source`] and [`registry`]
-//! (which kernels there are), `memory`, `kernels` (choosing, compiling, launching), `ops` (the groups of operations of
+//! (which kernels there are), `buffer` (memory), `launch` (choosing, compiling, launching), `ops` (the groups of operations of
 //! [`backend`](crate::backend)). Activations and weights are f32 or bf16; statistics, latents, losses and the optimiser's
 //! values are f32. Sums run in an order given by their own length, without atomics: a kernel's results do not depend
 //! on the batch. Which kernel a product takes does, by its number of rows.
@@ -11,19 +11,19 @@
 
 pub mod ahead;
 pub mod archive;
+mod buffer;
 mod cache;
 mod compile;
 pub mod driver;
 mod graph;
-mod kernels;
-mod memory;
+mod launch;
 mod ops;
 pub mod registry;
 pub mod source;
 pub mod trial;
 
-pub use kernels::{Choice, Kernels};
-pub use memory::{Buffer, Memory};
+pub use buffer::{Buffer, Memory};
+pub use launch::{Choice, Kernels};
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -137,7 +137,6 @@ impl Cuda {
         let [(a_at, a_bf16), (b_at, b_bf16)] = [a, b];
         let types = Types::product(layout, a_bf16, b_bf16, y_bf16);
         let problem = Problem { types, rows: m, cols: n, depth: k, batch: 1 };
-        let or_null = |buffer: Option<&Buffer>, len: usize| Arg::Address(buffer.map_or(0, |buffer| buffer.first(len)));
         let args = [
             Arg::Address(y_at),
             Arg::Address(a_at),
@@ -169,6 +168,12 @@ impl Cuda {
             let args: Vec<Arg> = args.into_iter().chain(maps).collect();
             self.kernels.run(self.driver.as_ref(), &choice, &args)
         });
+    }
+
+    /// Rounds `len` elements of f32 to bf16.
+    fn narrow(&self, dst: Address, src: Address, len: usize) {
+        let args = [Arg::Address(dst), Arg::Address(src), int(len)];
+        self.launch("cast", Problem::flat(Types::convert(false, true), len), &args);
     }
 
     /// Memory that an op needs only while it runs, with any content.
@@ -250,6 +255,11 @@ impl Product<'_> {
     }
 }
 
+/// The first `len` elements of a buffer, if there is one.
+fn or_null(buffer: Option<&Buffer>, len: usize) -> Arg {
+    Arg::Address(buffer.map_or(0, |buffer| buffer.first(len)))
+}
+
 /// A size as kernels take it.
 ///
 /// # Panics
@@ -293,10 +303,7 @@ impl Storage for Cuda {
         let len = weight.rows * weight.cols;
         let (dst, src) = (weight.buffer.first(len), values.first(len));
         match weight.bf16 {
-            true => {
-                let problem = Problem::flat(Types::convert(false, true), len);
-                self.launch("cast", problem, &[Arg::Address(dst), Arg::Address(src), int(len)]);
-            }
+            true => self.narrow(dst, src, len),
             false => self.copy(dst, src, 4 * len),
         }
     }

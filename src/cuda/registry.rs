@@ -308,12 +308,15 @@ fn is_tiled(p: &Problem) -> bool {
     p.depth > 0 && contiguous.iter().all(|size| size.is_multiple_of(8))
 }
 
+/// What feeds `mma.sync` and what it is.
+const MMA: &[&str] = &["HMMA.16816", "LDSM", "LDGSTS"];
+
 /// A product on the tensor cores by `mma.sync`.
 const fn mma(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
     Kernel {
         file: "v02_mma",
         can: |types| types.a && types.b,
-        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
+        instructions: MMA,
         ..v01("linear", "gemm", variant, Uses::Product, geometry)
     }
 }
@@ -327,6 +330,16 @@ const fn wgmma(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Ker
         fits: is_tiled,
         instructions: &["HGMMA", "UTMALDG", "SYNCS"],
         ..v01("linear", "gemm", variant, Uses::Product, geometry)
+    }
+}
+
+/// Attention on the tensor cores.
+const fn flash(op: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
+    Kernel {
+        can: |types| types.act,
+        fits: |p| p.cols == 64,
+        instructions: MMA,
+        ..v01("attention", op, "v02_flash", Uses::Act, geometry)
     }
 }
 
@@ -382,29 +395,11 @@ pub const REGISTRY: &[Kernel] = &[
     v01("linear", "gelu_bwd", "v01_flat", Uses::Act, flat),
     v01("linear", "column_sums", "v01_columns", Uses::Stream, columns),
     v01("linear", "cast", "v01_flat", Uses::Cast, flat),
-    Kernel {
-        can: |types| types.act,
-        fits: |p| p.cols == 64,
-        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
-        ..v01("attention", "attention_fwd", "v02_flash", Uses::Act, attention_tiles)
-    },
+    flash("attention_fwd", attention_tiles),
     v01("attention", "attention_fwd", "v01_warp", Uses::Act, attention_warps),
-    Kernel {
-        can: |types| types.act,
-        fits: |p| p.cols == 64,
-        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
-        ..v01("attention", "attention_bwd_q", "v02_flash", Uses::Act, attention_tiles)
-    },
+    flash("attention_bwd_q", attention_tiles),
     v01("attention", "attention_bwd_q", "v01_warp", Uses::Act, attention_warps),
-    Kernel {
-        can: |types| types.act,
-        fits: |p| p.cols == 64,
-        instructions: &["HMMA.16816", "LDSM", "LDGSTS"],
-        ..v01("attention", "attention_bwd_kv", "v02_flash", Uses::Act, |p| Geometry {
-            shared: 65024,
-            ..attention_tiles(p)
-        })
-    },
+    flash("attention_bwd_kv", |p| Geometry { shared: 65024, ..attention_tiles(p) }),
     v01("attention", "attention_bwd_kv", "v01_warp", Uses::Act, attention_warps),
     v01("attention", "cache_append", "v01_row", Uses::Act, span_tokens),
     v01("attention", "attention_decode", "v01_warp", Uses::Act, attention_warps),

@@ -304,10 +304,6 @@ impl Driver for Emulator {
         Ok(Function(functions.len() - 1))
     }
 
-    fn resources(&self, _function: Function) -> String {
-        String::new()
-    }
-
     unsafe fn launch(&self, function: Function, geometry: &Geometry, args: &[Arg]) -> Result<()> {
         let recorded = || Step::Launch(Recorded { function, geometry: *geometry, args: args.to_vec() });
         match self.record(recorded) {
@@ -343,10 +339,6 @@ impl Driver for Emulator {
     fn end_recording(&self) -> Result<Box<dyn Graph>> {
         let (_, launches) = lock(&self.recording).take().unwrap_or((thread::current().id(), Vec::new()));
         Ok(Box::new(Recording { runtime: self.runtime.clone(), launches }))
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        Ok(())
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {

@@ -195,9 +195,6 @@ pub trait Driver: Send + Sync {
     /// There is no compiler; the program is wrong.
     fn load(&self, program: &Program<'_>) -> Result<Function>;
 
-    /// Registers, spilled bytes and the like of a loaded kernel, for people; empty if unknown.
-    fn resources(&self, function: Function) -> String;
-
     /// Launches a kernel.
     ///
     /// # Errors
@@ -224,12 +221,6 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// Something was asked that cannot be recorded, or the device failed.
     fn end_recording(&self) -> Result<Box<dyn Graph>>;
-
-    /// Waits until everything that was asked is done.
-    ///
-    /// # Errors
-    /// The device failed.
-    fn synchronize(&self) -> Result<()>;
 
     /// Milliseconds that the device takes for what `work` asks.
     ///

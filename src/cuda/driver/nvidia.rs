@@ -158,11 +158,6 @@ impl Nvidia {
     fn function(&self, function: Function) -> sys::CUfunction {
         self.functions.read().unwrap_or_else(PoisonError::into_inner)[function.0].function
     }
-
-    fn attribute(&self, function: Function, which: sys::CUfunction_attribute) -> Option<i32> {
-        // SAFETY: the function belongs to a module that stays loaded.
-        unsafe { result::function::get_function_attribute(self.function(function), which) }.ok()
-    }
 }
 
 impl Drop for Nvidia {
@@ -307,20 +302,6 @@ impl Driver for Nvidia {
         Ok(Function(functions.len() - 1))
     }
 
-    fn resources(&self, function: Function) -> String {
-        use sys::CUfunction_attribute::{
-            CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES as LOCAL, CU_FUNC_ATTRIBUTE_NUM_REGS as REGISTERS,
-            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as SHARED,
-        };
-        let attribute = |which| self.attribute(function, which).unwrap_or(-1);
-        format!(
-            "{} registers, {} B static shared, {} B local",
-            attribute(REGISTERS),
-            attribute(SHARED),
-            attribute(LOCAL)
-        )
-    }
-
     unsafe fn launch(&self, function: Function, geometry: &Geometry, args: &[Arg]) -> Result<()> {
         let _turn = self.bind()?;
         let mut values = pointers(args);
@@ -390,12 +371,6 @@ impl Driver for Nvidia {
             let exec = exec.map_err(&recording)?;
             Ok(Box::new(Recorded { exec, stream: self.stream, context: self.context, turns: self.turns.clone() }))
         }
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        let _turn = self.bind()?;
-        // SAFETY: the stream lives as long as this.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(failed("waiting for the device"))
     }
 
     fn time(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {

@@ -4,7 +4,7 @@ use super::{bounds, first, whole};
 use crate::backend::{LatentOps, Spans};
 use crate::cuda::driver::Arg;
 use crate::cuda::registry::{Problem, Types};
-use crate::cuda::{Buffer, Cuda, int};
+use crate::cuda::{Buffer, Cuda, int, or_null};
 
 impl LatentOps for Cuda {
     fn pool_fwd(&self, y: &mut Buffer, scores: &mut Buffer, x: &Buffer, w: &Buffer, spans: &Spans<Cuda>, width: usize) {
@@ -64,7 +64,7 @@ impl LatentOps for Cuda {
         let args = [
             first(z, rows * latent),
             first(gaussian, 2 * rows * latent),
-            eps.map_or(Arg::Address(0), |eps| first(eps, rows * latent)),
+            or_null(eps, rows * latent),
             Arg::Float(scale),
             int(rows),
             int(latent),
@@ -86,7 +86,7 @@ impl LatentOps for Cuda {
             first(dgaussian_acc, 2 * rows * latent),
             first(dz, rows * latent),
             first(gaussian, 2 * rows * latent),
-            eps.map_or(Arg::Address(0), |eps| first(eps, rows * latent)),
+            or_null(eps, rows * latent),
             Arg::Float(scale),
             int(rows),
             int(latent),

@@ -3,7 +3,7 @@
 use super::first;
 use crate::backend::LinearOps;
 use crate::cuda::driver::Address;
-use crate::cuda::registry::{Layout, Problem, Types};
+use crate::cuda::registry::{Layout, Problem};
 use crate::cuda::{Buffer, Cuda, Product, Weight, int};
 
 /// The first `len` elements as an operand.
@@ -120,8 +120,7 @@ impl Cuda {
             return None;
         }
         let narrow = self.scratch(len, 2)?;
-        let args = [first(&narrow, len), first(x, len), int(len)];
-        self.launch("cast", Problem::flat(Types::convert(false, true), len), &args);
+        self.narrow(narrow.first(len), x.first(len), len);
         Some(narrow)
     }
 

@@ -99,14 +99,6 @@ impl Kernels {
         // pointers to buffers that are as long as the sizes beside them (`Buffer::first`).
         unsafe { driver.launch(choice.function, &choice.geometry, args) }
     }
-
-    /// Every kernel that was compiled, and its types.
-    pub fn loaded(&self) -> impl Iterator<Item = (&'static Kernel, Types, Function)> {
-        let mut rows: Vec<_> =
-            self.functions.iter().map(|((row, types), function)| (*row, *types, *function)).collect();
-        rows.sort_by_key(|(row, types, _)| (*row, types.defines().map(|(_, value)| value)));
-        rows.into_iter().map(|(row, types, function)| (&REGISTRY[row], types, function))
-    }
 }
 
 /// Compiles a kernel and loads it.
