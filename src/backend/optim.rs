@@ -31,19 +31,20 @@ impl AdamW {
 /// Optimisation and regularisation.
 pub trait OptimOps: Storage {
     /// With `g` the gradient times `factor`: `p *= 1 − lr · decay`, `m = β₁ m + (1 − β₁) g`, `v = β₂ v + (1 − β₂) g²`,
-    /// `p −= lr · m̂ / (√v̂ + ε)` where `m̂ = m / (1 − β₁^step)`, and likewise `v̂`; all of `len` elements.
+    /// `p −= lr · m̂ / (√v̂ + ε)` where `m̂ = m / (1 − β₁^step)`, and likewise `v̂`; then `gradient = 0`, so that the next step
+    /// can add to it; all of `len` elements.
     fn adamw(
         &self,
         p: &mut Self::Real,
         m: &mut Self::Real,
         v: &mut Self::Real,
-        gradient: &Self::Real,
+        gradient: &mut Self::Real,
         step: &AdamW,
         len: usize,
     );
 
-    /// `Σ x²` over `len` elements.
-    fn sum_squares(&self, x: &Self::Real, len: usize) -> f64;
+    /// `Σ x²` over the first elements of each part, as many as its number says.
+    fn sum_squares(&self, parts: &[(&Self::Real, usize)]) -> f64;
 
     /// `x = 0` over `len` elements.
     fn zero_act(&self, x: &mut Self::Act, len: usize);

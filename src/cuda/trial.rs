@@ -316,21 +316,21 @@ fn attention(cuda: &Cuda, rows: usize, length: usize, heads: usize) -> Result<Ca
 }
 
 fn adamw(cuda: &Cuda, len: usize) -> Result<Case> {
-    let (values, gradient) = (normal(1, len.min(1 << 20), 1.0), cuda.real(len)?);
+    let (values, mut gradient) = (normal(1, len.min(1 << 20), 1.0), cuda.real(len)?);
     let (mut p, mut m, mut v) = (cuda.real(len)?, cuda.real(len)?, cuda.real(len)?);
     let step = AdamW { lr: 1e-3, betas: (0.9, 0.95), epsilon: 1e-8, decay: 0.1, factor: 1.0, step: 1 };
     Ok(Case {
         name: format!("adamw {len}"),
         ops: &["adamw"],
         flops: 15.0 * len as f64,
-        bytes: 28.0 * len as f64,
+        bytes: 32.0 * len as f64,
         run: Box::new(move |cuda, results| {
             if results.is_some() {
                 cuda.write_floats(&p, &values);
                 [&mut m, &mut v].into_iter().for_each(|x| cuda.zero_real(x, len));
                 cuda.write_floats(&gradient, &values);
             }
-            cuda.adamw(&mut p, &mut m, &mut v, &gradient, &step, len);
+            cuda.adamw(&mut p, &mut m, &mut v, &mut gradient, &step, len);
             read(cuda, results, &[(&p, values.len()), (&v, values.len())]);
         }),
     })

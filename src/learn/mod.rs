@@ -119,14 +119,11 @@ impl<B: Backend> Learner<B> {
 
     /// The 2-norm of the accumulated gradient.
     pub fn gradient_norm(&self) -> f64 {
-        let (backend, sum) = (&self.model.backend, RefCell::new(0.0));
-        let lengths = RefCell::new(self.specs.iter().map(Spec::len));
-        let add = |gradient: &B::Real| {
-            let len = lengths.borrow_mut().next().expect("a spec for each parameter");
-            *sum.borrow_mut() += backend.sum_squares(gradient, len);
-        };
-        self.grads.visit(&mut |g| add(g), &mut |g| add(g));
-        sum.into_inner().sqrt()
+        let gradients = RefCell::new(Vec::new());
+        self.grads.visit(&mut |g| gradients.borrow_mut().push(g), &mut |g| gradients.borrow_mut().push(g));
+        let lengths = self.specs.iter().map(Spec::len);
+        let parts: Vec<_> = gradients.into_inner().into_iter().zip(lengths).collect();
+        self.model.backend.sum_squares(&parts).sqrt()
     }
 
     /// One AdamW step along the accumulated gradient, whose norm is `norm`; the gradient is zero afterwards.
@@ -152,7 +149,6 @@ impl<B: Backend> Learner<B> {
                 (Leaf::Vector(vector), ..) => backend.adamw(vector, mean, square, gradient, &step, spec.len()),
                 (Leaf::Matrix(_), ..) => unreachable!("a matrix has a role and a master"),
             }
-            backend.zero_real(gradient, spec.len());
         }
     }
 

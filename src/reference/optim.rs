@@ -10,7 +10,7 @@ impl OptimOps for Reference {
         p: &mut Vec<f64>,
         m: &mut Vec<f64>,
         v: &mut Vec<f64>,
-        gradient: &Vec<f64>,
+        gradient: &mut Vec<f64>,
         step: &AdamW,
         len: usize,
     ) {
@@ -22,11 +22,12 @@ impl OptimOps for Reference {
             m[i] = beta_1 * m[i] + (1.0 - beta_1) * g;
             v[i] = beta_2 * v[i] + (1.0 - beta_2) * g * g;
             p[i] -= step.lr * (m[i] / left_1) / ((v[i] / left_2).sqrt() + step.epsilon);
+            gradient[i] = 0.0;
         }
     }
 
-    fn sum_squares(&self, x: &Vec<f64>, len: usize) -> f64 {
-        x[..len].iter().map(|x| x * x).sum()
+    fn sum_squares(&self, parts: &[(&Vec<f64>, usize)]) -> f64 {
+        parts.iter().flat_map(|(x, len)| &x[..*len]).map(|x| x * x).sum()
     }
 
     fn zero_act(&self, x: &mut Vec<f64>, len: usize) {

@@ -15,11 +15,17 @@ struct Steps(usize);
 impl Op for Steps {
     fn run<B: Backend>(&self, b: &B) -> Outputs {
         let len = self.0;
-        let (mut p, gradient) = (real(b, &normal(1, len)), real(b, &normal(2, len)));
+        let mut p = real(b, &normal(1, len));
         let (mut m, mut v) = (b.real(len).unwrap(), b.real(len).unwrap());
         for step in [1, 2] {
             let step = AdamW { lr: 0.02, betas: (0.9, 0.95), epsilon: 1e-8, decay: 0.1, factor: 0.7, step };
-            b.adamw(&mut p, &mut m, &mut v, &gradient, &step, len);
+            let mut gradient = real(b, &normal(2, len + 1));
+            b.adamw(&mut p, &mut m, &mut v, &mut gradient, &step, len);
+            let left = read(b, &gradient, len + 1);
+            assert!(
+                left[..len].iter().all(|g| *g == 0.0) && left[len] != 0.0,
+                "the gradient is zero, and nothing else"
+            );
         }
         vec![("p", read(b, &p, len)), ("m", read(b, &m, len)), ("v", read(b, &v, len))]
     }
@@ -38,7 +44,7 @@ fn the_first_step_is_the_learning_rate() {
     let b = della::reference::Reference;
     let (mut p, mut m, mut v) = (real(&b, &[2.0f32, 2.0]), real(&b, &[0.0f32; 2]), real(&b, &[0.0f32; 2]));
     let step = AdamW { lr: 0.5, betas: (0.9, 0.95), epsilon: 0.0, decay: 0.5, factor: 1.0, step: 1 };
-    b.adamw(&mut p, &mut m, &mut v, &real(&b, &[3.0f32, -0.001]), &step, 2);
+    b.adamw(&mut p, &mut m, &mut v, &mut real(&b, &[3.0f32, -0.001]), &step, 2);
     assert!((p[0] - 1.0).abs() < 1e-12 && (p[1] - 2.0).abs() < 1e-12, "{p:?}");
 }
 
@@ -47,7 +53,8 @@ struct Squares(usize);
 
 impl Op for Squares {
     fn run<B: Backend>(&self, b: &B) -> Outputs {
-        vec![("sum", vec![b.sum_squares(&real(b, &normal(3, self.0 + 3)), self.0)])]
+        let (x, y) = (real(b, &normal(3, self.0 + 3)), real(b, &normal(4, self.0 + 1)));
+        vec![("sum", vec![b.sum_squares(&[(&x, self.0), (&y, self.0 / 2)])]), ("nothing", vec![b.sum_squares(&[])])]
     }
 }
 

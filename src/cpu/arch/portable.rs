@@ -176,6 +176,14 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: &mut [F32]) {
+        let [a, b, c, d]: [F32; LANES] = (*rows).try_into().expect("as many rows as lanes");
+        for i in 0..LANES {
+            rows[i] = [a[i], b[i], c[i], d[i]];
+        }
+    }
+
+    #[inline(always)]
     fn max_lane(self, a: F32) -> f32 {
         a.into_iter().fold(f32::NEG_INFINITY, |m, a| if a > m { a } else { m })
     }

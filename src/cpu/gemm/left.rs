@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::format::{Bf16Words, Greatest, Int8Words, Integers, bf16_words_of, int8_scale};
 use crate::cpu::parallel::with_scratch;
-use crate::cpu::simd::{Form, Kernel, Simd, Token};
+use crate::cpu::simd::{Form, Kernel, Simd, Token, Transpose};
 
 /// A matrix, from its first row and input on.
 #[derive(Clone, Copy)]
@@ -46,50 +46,47 @@ pub fn pack(
             let data = &data[rows.start..];
             token.run(PackColumns { form, group, packed, data, stride, rows: count, inputs });
         }
-        Left::Rows { data, stride } => with_scratch(width, |converted| {
+        Left::Rows { data, stride } if (form, group) == (Form::Floats, 1) => {
+            let x = (data.get(rows.start * stride + inputs.start..).unwrap_or_default(), stride);
+            token.run(Transpose { y: (packed, count), x, size: (count, width) });
+        }
+        Left::Rows { data, stride } => with_scratch(count * width, |converted| {
             for (r, row) in rows.enumerate() {
-                let x = &data[row * stride..][inputs.clone()];
-                let whole: &[f32] = match form {
-                    Form::Floats if x.len() == width => x,
-                    Form::Floats => pad(converted, x),
-                    Form::Bf16 => {
-                        token.run(Bf16Words { words: &mut *converted, x });
-                        converted
+                let (x, converted) = (&data[row * stride..][inputs.clone()], &mut converted[r * width..][..width]);
+                match form {
+                    Form::Floats => {
+                        converted[..x.len()].copy_from_slice(x);
+                        converted[x.len()..].fill(0.0);
                     }
+                    Form::Bf16 => token.run(Bf16Words { words: converted, x }),
                     Form::Integers | Form::Bytes => {
                         scales[r] = int8_scale(token.run(Greatest(x)));
                         let scale = scales[r];
                         if form == Form::Bytes {
-                            token.run(Int8Words { words: &mut *converted, x, scale, offset: 128 });
+                            token.run(Int8Words { words: converted, x, scale, offset: 128 });
                         } else {
                             token.run(Integers { y: &mut *converted, x, scale });
                             converted[x.len()..].fill(0.0);
                         }
-                        converted
                     }
-                };
-                match floats_per_word(form, group) {
-                    1 => scatter::<1>(packed, whole, r, count),
-                    2 => scatter::<2>(packed, whole, r, count),
-                    _ => scatter::<4>(packed, whole, r, count),
                 }
+            }
+            match floats_per_word(form, group) {
+                1 => token.run(Transpose { y: (packed, count), x: (converted, width), size: (count, width) }),
+                2 => scatter::<2>(packed, converted, count),
+                _ => scatter::<4>(packed, converted, count),
             }
         }),
     }
 }
 
-/// `x` with zeros behind it.
-fn pad<'a>(padded: &'a mut [f32], x: &[f32]) -> &'a [f32] {
-    padded[..x.len()].copy_from_slice(x);
-    padded[x.len()..].fill(0.0);
-    padded
-}
-
-/// Puts a row's words, of `N` floats, where row `r` of `rows` has them.
-fn scatter<const N: usize>(packed: &mut [f32], row: &[f32], r: usize, rows: usize) {
-    let packed = packed.as_chunks_mut::<N>().0;
-    for (slot, word) in packed[r..].iter_mut().step_by(rows).zip(row.as_chunks::<N>().0) {
-        *slot = *word;
+/// Puts the words of `rows` rows, of `N` floats each, row by row within a word.
+fn scatter<const N: usize>(packed: &mut [f32], x: &[f32], rows: usize) {
+    let (packed, x) = (packed.as_chunks_mut::<N>().0, x.as_chunks::<N>().0);
+    for (r, row) in x.chunks_exact((x.len() / rows.max(1)).max(1)).enumerate() {
+        for (slot, word) in packed[r..].iter_mut().step_by(rows).zip(row) {
+            *slot = *word;
+        }
     }
 }
 
@@ -109,7 +106,7 @@ impl Kernel for PackColumns<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
+    fn run<S: Simd>(self, s: S) {
         let PackColumns { form, group, packed, data, stride, rows, inputs } = self;
         if rows == 0 {
             return;
@@ -118,7 +115,11 @@ impl Kernel for PackColumns<'_> {
         match (form, group) {
             (Form::Floats, 1) => {
                 for (k, packed) in inputs.clone().zip(packed.chunks_exact_mut(rows)) {
-                    packed.copy_from_slice(column(k));
+                    // Vectors, as there are fewer rows than a call of a copy is worth.
+                    for r in (0..rows).step_by(S::LANES) {
+                        let x = s.load(&column(k)[r..]);
+                        s.store(&mut packed[r..], x);
+                    }
                 }
             }
             (Form::Floats, 2) => {

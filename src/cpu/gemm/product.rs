@@ -95,10 +95,14 @@ impl<M: Microkernel> Product<M> {
         let tasks = 4 * threads;
         let tiles = rows.div_ceil(M::ROWS);
         let tiles_per_block = tiles.div_ceil(tasks).max(tiles.min(block_tiles.div_ceil(3))).min(block_tiles);
-        let blocks = tiles.div_ceil(tiles_per_block);
+        // As many blocks for each thread, of nearly the same height, or threads wait for the last one.
+        let blocks = match tiles.div_ceil(tiles_per_block) {
+            1 => 1,
+            blocks => blocks.next_multiple_of(threads),
+        };
         let panels = w.outputs.div_ceil(M::WIDTH);
         let panels_per_task = panels.div_ceil(tasks.div_ceil(blocks)).max(1);
-        (tiles_per_block * M::ROWS, panels_per_task * M::WIDTH)
+        (rows.div_ceil(blocks).max(1), panels_per_task * M::WIDTH)
     }
 
     /// Computes one tile of `y`, of whose rows `x` is the packed block.
@@ -205,7 +209,7 @@ impl<M: Microkernel> Gemm for Product<M> {
         for first in (0..w.outputs.max(1)).step_by(PIECE) {
             let range = first..w.outputs.min(first + PIECE);
             with_scratch(Self::LAYOUT.len(range.len(), w.inputs), |scratch| {
-                let piece = Panels::pack_transpose(pool, scratch, w, range);
+                let piece = Panels::pack_transpose(pool, self.micro.token(), scratch, w, range);
                 let x = Left::Rows { data: x.get(first..).unwrap_or_default(), stride: w.outputs };
                 self.product(pool, y, x, piece, rows, Epilogue::sums(accumulate || first > 0));
             });

@@ -8,7 +8,7 @@ use super::micro::Piece;
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::{Pool, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, Token};
+use crate::cpu::simd::{Kernel, Simd, Token, Transpose, transpose};
 use crate::error::Result;
 
 /// A matrix of parameters `W (in, out)`, laid out for one implementation of the matrix product.
@@ -233,7 +233,7 @@ impl<'a> Panels<'a> {
     ///
     /// # Panics
     /// If the range does not start with a panel of `self`.
-    pub fn pack_transpose(pool: &Pool, data: &'a mut [f32], of: Panels<'_>, range: Range<usize>) -> Self {
+    pub fn pack_transpose(pool: &Pool, token: Token, data: &'a mut [f32], of: Panels<'_>, range: Range<usize>) -> Self {
         let (layout, inputs, outputs) = (of.layout, range.len(), of.inputs);
         let width = layout.width;
         assert!(range.start.is_multiple_of(width) && range.end <= of.outputs, "{range:?} of {}", of.outputs);
@@ -242,11 +242,8 @@ impl<'a> Panels<'a> {
             // Block by block: a panel of one matrix is a row of blocks of the other.
             for (block, packed) in packed.chunks_mut(width * width).enumerate() {
                 let rows = &of.panel(range.start / width + block)[first * width..][..count * width];
-                for (k, packed) in packed.chunks_exact_mut(width).enumerate() {
-                    for n in 0..count {
-                        packed[n] = rows[n * width + k];
-                    }
-                }
+                let size = (count, packed.len() / width);
+                token.run(Transpose { y: (packed, width), x: (rows, width), size });
             }
         });
         Panels { data, layout, inputs, outputs }
@@ -269,28 +266,26 @@ impl Kernel for PackRows<'_> {
         let PackRows { packed, rows, inputs, layout } = self;
         let (width, words) = (layout.width, layout.words(inputs));
         let (packed, extras) = packed.split_at_mut(words * width);
-        with_scratch(words, |scratch| {
-            for (n, row) in rows.chunks_exact(inputs.max(1)).enumerate() {
-                let source: &[f32] = match layout.format {
-                    Format::F32 => row,
-                    Format::Bf16 => {
-                        Bf16Words { words: &mut *scratch, x: row }.run(s);
-                        scratch
-                    }
+        let (count, used) = (rows.len() / inputs.max(1), inputs.div_ceil(layout.format.group()));
+        if layout.format == Format::F32 {
+            return transpose(s, (packed, width), (rows, inputs), (count, used));
+        }
+        with_scratch(count * used, |scratch| {
+            let words = scratch.chunks_exact_mut(used.max(1));
+            for (n, (x, scratch)) in rows.chunks_exact(inputs.max(1)).zip(words).enumerate() {
+                match layout.format {
+                    Format::F32 => unreachable!("taken as it is"),
+                    Format::Bf16 => Bf16Words { words: scratch, x }.run(s),
                     Format::Int8 { offset } => {
-                        let scale = int8_scale(Greatest(row).run(s));
-                        Int8Words { words: &mut *scratch, x: row, scale, offset: 0 }.run(s);
-                        let sum: i32 = row.iter().map(|&w| int8_bits(w, scale) as i8 as i32).sum();
+                        let scale = int8_scale(Greatest(x).run(s));
+                        Int8Words { words: scratch, x, scale, offset: 0 }.run(s);
+                        let sum: i32 = x.iter().map(|&w| int8_bits(w, scale) as i8 as i32).sum();
                         extras[n] = scale;
                         extras[width + n] = f32::from_bits((-offset * sum) as u32);
-                        scratch
                     }
-                };
-                let used = inputs.div_ceil(layout.format.group());
-                for (slot, word) in packed[n..].iter_mut().step_by(width).zip(&source[..used]) {
-                    *slot = *word;
                 }
             }
+            transpose(s, (packed, width), (scratch, used), (count, used));
         });
     }
 }
@@ -310,7 +305,7 @@ impl Kernel for PackColumns<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
+    fn run<S: Simd>(self, s: S) {
         let PackColumns { packed, matrix, first, count, layout } = self;
         let width = layout.width;
         let row = |k: usize| match k < matrix.rows {
@@ -320,7 +315,14 @@ impl Kernel for PackColumns<'_> {
         let (packed, extras) = packed.split_at_mut(layout.words(matrix.rows) * width);
         let slots = packed.chunks_exact_mut(width);
         match layout.format {
-            Format::F32 => slots.zip(0..matrix.rows).for_each(|(slots, k)| slots[..count].copy_from_slice(row(k))),
+            Format::F32 => {
+                for (slots, k) in slots.zip(0..matrix.rows) {
+                    for n in (0..count).step_by(S::LANES) {
+                        let x = s.load(&row(k)[n..]);
+                        s.store(&mut slots[n..count], x);
+                    }
+                }
+            }
             Format::Bf16 => {
                 for (slots, k) in slots.zip((0..matrix.rows).step_by(2)) {
                     bf16_words_of(slots, row(k), row(k + 1));
@@ -421,7 +423,8 @@ mod tests {
                 }
                 let range = (outputs / 2 / width * width)..outputs;
                 let mut scratch = vec![f32::NAN; layout.len(range.len(), inputs)];
-                let transpose = Panels::pack_transpose(&pool, &mut scratch, panels.as_panels(layout), range.clone());
+                let transpose =
+                    Panels::pack_transpose(&pool, token, &mut scratch, panels.as_panels(layout), range.clone());
                 for (k, n) in range.enumerate() {
                     let row = (0..inputs).map(|i| transpose.panel(i / width)[k * width + i % width]);
                     assert!(strided.row(n).eq(row), "row {n} of the transpose");

@@ -2,6 +2,7 @@
 
 use super::{GRAIN, rows_per_task};
 use crate::backend::{AdamW, OptimOps};
+use crate::cpu::parallel::with_scratch;
 use crate::cpu::simd::{Kernel, Simd};
 use crate::cpu::{Buffer, Cpu};
 use crate::rng::Mask;
@@ -12,7 +13,7 @@ impl OptimOps for Cpu {
         p: &mut Buffer<f32>,
         m: &mut Buffer<f32>,
         v: &mut Buffer<f32>,
-        gradient: &Buffer<f32>,
+        gradient: &mut Buffer<f32>,
         step: &AdamW,
         len: usize,
     ) {
@@ -27,15 +28,25 @@ impl OptimOps for Cpu {
             unbias: (1.0 / left_2.sqrt()) as f32,
             epsilon: step.epsilon as f32,
         };
-        self.pool.rows(len, GRAIN, [(p, 1), (m, 1), (v, 1)], |first, [p, m, v]| {
-            self.run(Step { gradient: &gradient[first..][..p.len()], p, m, v, constants });
+        self.pool.rows(len, GRAIN, [(p, 1), (m, 1), (v, 1), (gradient, 1)], |_, [p, m, v, gradient]| {
+            self.run(Step { p, m, v, gradient, constants });
         });
     }
 
-    fn sum_squares(&self, x: &Buffer<f32>, len: usize) -> f64 {
+    fn sum_squares(&self, parts: &[(&Buffer<f32>, usize)]) -> f64 {
         // Blocks of a fixed size, added in their order: the sum does not depend on the threads.
-        let x = &x[..len];
-        x.chunks(GRAIN).map(|x| f64::from(self.run(SumSquares(x)))).sum()
+        let sum = |(x, len): &(&Buffer<f32>, usize)| {
+            let blocks = len.div_ceil(GRAIN);
+            with_scratch(blocks, |sums| {
+                self.pool.rows(blocks, 4, [(sums, 1)], |first, [sums]| {
+                    for (sum, x) in sums.iter_mut().zip(x[first * GRAIN..*len].chunks(GRAIN)) {
+                        *sum = self.run(SumSquares(x));
+                    }
+                });
+                sums.iter().map(|&sum| f64::from(sum)).sum::<f64>()
+            })
+        };
+        parts.iter().map(sum).sum()
     }
 
     fn zero_act(&self, x: &mut Buffer<f32>, len: usize) {
@@ -100,7 +111,7 @@ struct Step<'a> {
     p: &'a mut [f32],
     m: &'a mut [f32],
     v: &'a mut [f32],
-    gradient: &'a [f32],
+    gradient: &'a mut [f32],
     constants: Constants,
 }
 
@@ -123,6 +134,7 @@ impl Kernel for Step<'_> {
             s.store(&mut m[i..], mean);
             s.store(&mut v[i..], square);
             s.store(&mut p[i..], moved);
+            s.store(&mut gradient[i..], s.splat(0.0));
         }
     }
 }

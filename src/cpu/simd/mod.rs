@@ -10,12 +10,14 @@ mod dot;
 mod math;
 mod reduce;
 mod tiles;
+mod transpose;
 
 pub use dot::{Bf16Floats, Dot, DotKernel, Floats, Form, Int8Floats};
 pub use math::{exp, exp_excess, gelu, gelu_slope, log, log_of, tanh};
 pub use reduce::{add_rows, add_weighted, add_weighted_column, dot, dots, max, scaled_softmax, softmax};
 
 pub use tiles::{TILE_ROWS, TILE_WORDS, TileUnit};
+pub use transpose::{Transpose, transpose};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -104,6 +106,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sums(self, [a, b, c, d]: [Self::F32; 4]) -> [f32; 4] {
         [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
     }
+    /// Transposes the square whose rows are the [`LANES`](Simd::LANES) vectors.
+    ///
+    /// # Panics
+    /// If there are more or fewer.
+    fn transpose(self, rows: &mut [Self::F32]);
     /// The greatest lane.
     fn max_lane(self, a: Self::F32) -> f32;
     /// Hints that the cache line of `address` is needed soon.

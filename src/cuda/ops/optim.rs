@@ -8,7 +8,7 @@ use crate::cuda::{Buffer, Cuda, int};
 use crate::rng::Mask;
 
 impl OptimOps for Cuda {
-    fn adamw(&self, p: &mut Buffer, m: &mut Buffer, v: &mut Buffer, gradient: &Buffer, step: &AdamW, len: usize) {
+    fn adamw(&self, p: &mut Buffer, m: &mut Buffer, v: &mut Buffer, gradient: &mut Buffer, step: &AdamW, len: usize) {
         let (left_1, left_2) = step.corrections();
         let float = |x: f64| Arg::Float(x as f32);
         let args = [
@@ -30,12 +30,16 @@ impl OptimOps for Cuda {
         self.launch("adamw", Problem::flat(Types::F32, len), &args);
     }
 
-    fn sum_squares(&self, x: &Buffer, len: usize) -> f64 {
-        let Some(partial) = self.scratch(SUM_BLOCKS, 8) else { return 0.0 };
-        let args = [first(&partial, SUM_BLOCKS), first(x, len), int(len)];
-        self.launch("sum_squares", Problem::flat(Types::F32, len), &args);
+    fn sum_squares(&self, parts: &[(&Buffer, usize)]) -> f64 {
+        // The host waits once, for all parts.
+        let count = parts.len() * SUM_BLOCKS;
+        let Some(sums) = self.scratch(count, 8) else { return 0.0 };
+        for (i, &(x, len)) in parts.iter().enumerate() {
+            let args = [Arg::Address(sums.range(i * SUM_BLOCKS, SUM_BLOCKS)), first(x, len), int(len)];
+            self.launch("sum_squares", Problem::flat(Types::F32, len), &args);
+        }
         let mut sum = 0.0;
-        self.read(&partial, 0, SUM_BLOCKS, |_, bytes| sum += f64::from_ne_bytes(bytes));
+        self.read(&sums, 0, count, |_, bytes| sum += f64::from_ne_bytes(bytes));
         sum
     }
 

@@ -219,6 +219,28 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: &mut [__m256]) {
+        let rows: &mut [__m256; LANES] = rows.try_into().expect("as many rows as lanes");
+        avx2!({
+            // Four rows at a time: half `q` of vector `j` gets their column `4 q + j`.
+            for r in (0..LANES).step_by(4) {
+                let [a, b] = [_mm256_unpacklo_ps(rows[r], rows[r + 1]), _mm256_unpackhi_ps(rows[r], rows[r + 1])];
+                let [c, d] =
+                    [_mm256_unpacklo_ps(rows[r + 2], rows[r + 3]), _mm256_unpackhi_ps(rows[r + 2], rows[r + 3])];
+                rows[r] = _mm256_shuffle_ps::<0x44>(a, c);
+                rows[r + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+                rows[r + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                rows[r + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+            }
+            for j in 0..4 {
+                let (a, b) = (rows[j], rows[4 + j]);
+                rows[j] = _mm256_permute2f128_ps::<0x20>(a, b);
+                rows[4 + j] = _mm256_permute2f128_ps::<0x31>(a, b);
+            }
+        })
+    }
+
+    #[inline(always)]
     fn max_lane(self, a: __m256) -> f32 {
         avx2!({
             let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));

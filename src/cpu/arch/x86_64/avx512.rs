@@ -219,6 +219,32 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn transpose(self, rows: &mut [__m512]) {
+        let rows: &mut [__m512; LANES] = rows.try_into().expect("as many rows as lanes");
+        avx512!({
+            // Four rows at a time: lane `q` of vector `j` gets their column `4 q + j`.
+            for r in (0..LANES).step_by(4) {
+                let [a, b] = [_mm512_unpacklo_ps(rows[r], rows[r + 1]), _mm512_unpackhi_ps(rows[r], rows[r + 1])];
+                let [c, d] =
+                    [_mm512_unpacklo_ps(rows[r + 2], rows[r + 3]), _mm512_unpackhi_ps(rows[r + 2], rows[r + 3])];
+                rows[r] = _mm512_shuffle_ps::<0x44>(a, c);
+                rows[r + 1] = _mm512_shuffle_ps::<0xee>(a, c);
+                rows[r + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+                rows[r + 3] = _mm512_shuffle_ps::<0xee>(b, d);
+            }
+            for j in 0..4 {
+                let [a, b, c, d] = [rows[j], rows[4 + j], rows[8 + j], rows[12 + j]];
+                let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d)];
+                let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d)];
+                rows[j] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+                rows[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+                rows[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
+                rows[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]);
+            }
+        })
+    }
+
+    #[inline(always)]
     fn max_lane(self, a: __m512) -> f32 {
         avx512!({
             let a = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));

@@ -1,0 +1,82 @@
+//! Transposed copies of matrices, a square of vectors at a time.
+
+use super::{Kernel, Simd};
+
+/// Lanes of the widest vector.
+const MOST_LANES: usize = 16;
+
+/// `y = xᵀ` for `x (rows, cols)`, each given with the distance between its rows.
+#[inline(always)]
+pub fn transpose<S: Simd>(
+    s: S,
+    (y, y_stride): (&mut [f32], usize),
+    (x, x_stride): (&[f32], usize),
+    (rows, cols): (usize, usize),
+) {
+    const { assert!(S::LANES <= MOST_LANES) };
+    for col in (0..cols).step_by(S::LANES) {
+        for row in (0..rows).step_by(S::LANES) {
+            let (height, width) = (S::LANES.min(rows - row), S::LANES.min(cols - col));
+            let mut square = [s.splat(0.0); MOST_LANES];
+            if height == S::LANES && width == S::LANES {
+                for r in 0..S::LANES {
+                    square[r] = s.load_array(&S::arrays(&x[(row + r) * x_stride + col..][..S::LANES])[0]);
+                }
+                s.transpose(&mut square[..S::LANES]);
+                for c in 0..S::LANES {
+                    s.store(&mut y[(col + c) * y_stride + row..][..S::LANES], square[c]);
+                }
+            } else {
+                for r in 0..height {
+                    square[r] = s.load(&x[(row + r) * x_stride + col..][..width]);
+                }
+                s.transpose(&mut square[..S::LANES]);
+                for c in 0..width {
+                    s.store(&mut y[(col + c) * y_stride + row..][..height], square[c]);
+                }
+            }
+        }
+    }
+}
+
+/// [`transpose`] by itself.
+pub struct Transpose<'a> {
+    /// What is written, and the distance between its rows.
+    pub y: (&'a mut [f32], usize),
+    /// What is read, and the distance between its rows.
+    pub x: (&'a [f32], usize),
+    /// Rows and columns of `x`.
+    pub size: (usize, usize),
+}
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        transpose(s, self.y, self.x, self.size);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+
+    #[test]
+    fn every_element_finds_its_place_and_no_other_is_touched() {
+        for (rows, cols) in [(0, 5), (1, 1), (3, 20), (12, 40), (16, 16), (17, 33), (32, 32), (33, 7)] {
+            let (x_stride, y_stride) = (cols + 3, rows + 2);
+            let x: Vec<f32> = (0..rows * x_stride).map(|i| i as f32).collect();
+            for isa in Isa::available() {
+                let mut y = vec![-1.0; cols * y_stride];
+                isa.token().unwrap().run(Transpose { y: (&mut y, y_stride), x: (&x, x_stride), size: (rows, cols) });
+                for (i, y) in y.iter().enumerate() {
+                    let (c, r) = (i / y_stride, i % y_stride);
+                    let expected = if r < rows { x[r * x_stride + c] } else { -1.0 };
+                    assert_eq!(*y, expected, "{rows} x {cols} at {c}, {r} on {isa}");
+                }
+            }
+        }
+    }
+}
