@@ -1,7 +1,9 @@
 //! Causal self-attention.
 //!
-//! One routine serves both ops: it computes queries of one head from keys and values that lie a fixed distance apart,
-//! in an order given by the index of the key within its sequence. Hence a cached step gives the bits of the whole pass.
+//! One routine serves both ops: it computes some queries of one head from keys and values that lie a fixed distance apart.
+//! A score is one sum over the components of a key, and an output one over the keys, in their order: hence a cached step
+//! gives the bits of the whole pass. Lanes are keys where scores are summed, so that no sum runs across lanes: many
+//! queries share panels, in which a component of [`KEYS`] keys is side by side; for a few, keys are turned in registers.
 
 use std::ops::Range;
 
@@ -9,15 +11,19 @@ use super::attention_bwd::Forward;
 use super::spans;
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, add_weighted, dot, dots, log_of, softmax};
+use crate::cpu::simd::{Kernel, Simd, Transpose, dots, log, scaled_by, small_product, softmax};
 use crate::cpu::{Buffer, Cpu};
 use crate::rng::Mask;
 
 /// Multiply-adds below which attention stays on the calling thread.
 const SERIAL: usize = 1 << 16;
+/// Queries of a task, for which keys are arranged once.
+const TASK: usize = 64;
 /// Queries that pass over the keys together.
 pub(super) const QUERIES: usize = 16;
-/// Keys of a pass: few enough that they share the first-level cache even where their distance maps them to the same sets.
+/// Queries for which values are read once.
+const GROUP: usize = 4;
+/// Keys of a panel: few enough that their keys and values stay in the first-level cache.
 pub(super) const KEYS: usize = 32;
 
 impl AttentionOps for Cpu {
@@ -32,7 +38,7 @@ impl AttentionOps for Cpu {
     ) {
         let width = dims.width();
         let sequences = spans(&rows.bounds, rows.rows).map(|(start, end)| Sequence { start, end, past: 0 });
-        self.attend(y, lse, qkv, dims, mask, sequences, |row, head| {
+        self.attend(y, lse, (qkv, dims, mask), sequences, |row, head| {
             let start = rows.bounds[2 * row] as usize;
             let qkv = &qkv[start * 3 * width + head * dims.head_dim..];
             Memory { keys: &qkv[width..], values: &qkv[2 * width..], stride: 3 * width }
@@ -80,7 +86,7 @@ impl AttentionOps for Cpu {
         }
         let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
         with_scratch(tokens * dims.heads, |lse| {
-            self.attend(y, lse, qkv, dims, Mask::NONE, sequences, |row, head| {
+            self.attend(y, lse, (qkv, dims, Mask::NONE), sequences, |row, head| {
                 let first = place(row, head);
                 Memory { keys: &keys[first..], values: &values[first..], stride: head_dim }
             });
@@ -95,7 +101,21 @@ struct Sequence {
     past: usize,
 }
 
+/// Queries of one head, each of which sees one key more than the one before.
+#[derive(Clone)]
+struct Queries<'a> {
+    qkv: &'a [f32],
+    dims: AttentionDims,
+    mask: Mask,
+    head: usize,
+    /// Tokens of the batch.
+    range: Range<usize>,
+    /// Keys before the first query's own.
+    seen: usize,
+}
+
 /// Keys and values of one head of one row.
+#[derive(Clone, Copy)]
 struct Memory<'a> {
     keys: &'a [f32],
     values: &'a [f32],
@@ -108,53 +128,70 @@ impl Cpu {
         &self,
         y: &mut [f32],
         lse: &mut [f32],
-        qkv: &[f32],
-        dims: AttentionDims,
-        mask: Mask,
+        (qkv, dims, mask): (&[f32], AttentionDims, Mask),
         sequences: impl Iterator<Item = Sequence> + Clone + Sync,
         memory: impl Fn(usize, usize) -> Memory<'a> + Sync,
     ) {
         let (width, head_dim) = (dims.width(), dims.head_dim);
         let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
         let work: usize = sequences.clone().map(|s| (s.end - s.start) * (s.past + s.end - s.start) * width).sum();
-        let (block, heads) = if work < SERIAL { (tokens.max(1), dims.heads) } else { (QUERIES, 1) };
-        let outputs = [(y, width, heads * head_dim), (lse, dims.heads, heads)];
-        self.pool.tiles(tokens, block, outputs, |[mut tile, mut lse]| {
+        let (block, heads) = if work < SERIAL { (tokens.max(1), dims.heads) } else { (TASK, 1) };
+        self.pool.tiles(tokens, block, [(y, width, heads * head_dim), (lse, dims.heads, heads)], |[mut y, mut lse]| {
             for (row, Sequence { start, end, past }) in sequences.clone().enumerate() {
-                let queries = tile.rows().start.max(start)..tile.rows().end.min(end);
-                for head in tile.cols().start / head_dim..tile.cols().end / head_dim {
-                    for first in queries.clone().step_by(QUERIES) {
-                        let queries = first..queries.end.min(first + QUERIES);
-                        let seen = past + first - start;
-                        with_scratch(queries.len() * (seen + queries.len()), |scores| {
-                            let (tile, lse, memory) = (&mut tile, &mut lse, memory(row, head));
-                            self.run(Attend { tile, lse, scores, qkv, head, dims, mask, queries, seen, memory });
-                        });
-                    }
+                let range = y.rows().start.max(start)..y.rows().end.min(end);
+                if range.is_empty() {
+                    continue;
+                }
+                for head in y.cols().start / head_dim..y.cols().end / head_dim {
+                    let (range, seen) = (range.clone(), past + range.start - start);
+                    let queries = Queries { qkv, dims, mask, head, range, seen };
+                    self.attend_head(&mut y, &mut lse, queries, memory(row, head));
                 }
             }
         });
     }
+
+    /// `y = softmax(q kᵀ / √D) v`; `y` and `lse` hold what is computed.
+    fn attend_head<'a>(&self, y: &mut Tile<'a>, lse: &mut Tile<'a>, all: Queries<'_>, memory: Memory<'_>) {
+        let head_dim = all.dims.head_dim;
+        let last = all.seen + all.range.len();
+        let shared = if all.range.len() < GROUP { 0 } else { last.next_multiple_of(KEYS) };
+        with_scratch(shared * head_dim, |panels| {
+            if shared > 0 {
+                self.arrange(panels, (memory.keys, memory.stride), last, head_dim);
+            }
+            for first in all.range.clone().step_by(QUERIES) {
+                let (range, seen) = (first..all.range.end.min(first + QUERIES), all.seen + first - all.range.start);
+                let most = (seen + range.len()).next_multiple_of(KEYS);
+                with_scratch(range.len() * (most + head_dim), |scratch| {
+                    let (scores, sums) = scratch.split_at_mut(range.len() * most);
+                    self.run(Attend { y, lse, scores, sums, queries: Queries { range, seen, ..all }, panels, memory });
+                });
+            }
+        });
+    }
+
+    /// Puts `count` keys, or values, into panels of [`KEYS`].
+    pub(super) fn arrange(&self, panels: &mut [f32], (x, stride): (&[f32], usize), count: usize, head_dim: usize) {
+        for (first, panel) in (0..count).step_by(KEYS).zip(panels.chunks_exact_mut(KEYS * head_dim)) {
+            let size = (KEYS.min(count - first), head_dim);
+            self.run(Transpose { y: (panel, KEYS), x: (&x[first * stride..], stride), size });
+        }
+    }
 }
 
-/// `y = softmax(q kᵀ / √D) v` for some queries of one head, each of which sees one key more than the one before.
-///
-/// Keys and values are taken [`KEYS`] at a time, so that they stay in the first-level cache while all queries pass over
-/// them; the order in which a query meets them is the same as if it passed alone.
+/// At most [`QUERIES`] queries.
 struct Attend<'a, 'b> {
-    tile: &'a mut Tile<'b>,
+    y: &'a mut Tile<'b>,
     /// A row for each query, a column for each head.
     lse: &'a mut Tile<'b>,
-    /// A row for each query.
+    /// A row for each query, as long as all panels.
     scores: &'a mut [f32],
-    qkv: &'a [f32],
-    head: usize,
-    dims: AttentionDims,
-    mask: Mask,
-    /// Tokens of the batch.
-    queries: Range<usize>,
-    /// Keys before the first query's own.
-    seen: usize,
+    /// A row of `D` for each query.
+    sums: &'a mut [f32],
+    queries: Queries<'a>,
+    /// Keys in panels, unless the queries are few.
+    panels: &'a [f32],
     memory: Memory<'a>,
 }
 
@@ -163,52 +200,52 @@ impl Kernel for Attend<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Attend { tile, lse, scores, qkv, head, dims, mask, queries, seen, memory } = self;
+        let Attend { y, lse, scores, sums, queries, panels, memory } = self;
+        let Queries { qkv, dims, mask, head, range, seen } = queries;
         let Memory { keys, values, stride } = memory;
-        let columns = head * dims.head_dim..(head + 1) * dims.head_dim;
-        let most = seen + queries.len();
-        for first in (0..most).step_by(KEYS) {
-            for i in 0..queries.len() {
-                let end = (first + KEYS).min(seen + i + 1).max(first);
-                let q = &qkv[(queries.start + i) * 3 * dims.width()..][columns.start..columns.end];
-                score(s, &mut scores[i * most..][first..end], q, &keys[first * stride..], stride);
+        let (head_dim, count) = (dims.head_dim, range.len());
+        let columns = head * head_dim..(head + 1) * head_dim;
+        let (last, row) = (seen + count, scores.len() / count);
+        let q = (&qkv[range.start * 3 * dims.width() + columns.start..], 3 * dims.width());
+        for (first, panel) in (0..last).step_by(KEYS).zip(panels.chunks_exact(KEYS * head_dim)) {
+            // Queries before the panel's first key see nothing of it.
+            let blind = first.saturating_sub(seen);
+            let y = (&mut scores[blind * row + first..], row);
+            small_product(s, y, (&q.0[blind * q.1..], q.1), (panel, KEYS), (count - blind, head_dim, KEYS), false);
+        }
+        if panels.is_empty() {
+            for i in 0..count {
+                let scores = &mut scores[i * row..][..seen + i + 1];
+                dots(s, scores, &q.0[i * q.1..][..head_dim], (keys, stride));
             }
         }
-        for i in 0..queries.len() {
-            let scores = &mut scores[i * most..][..seen + i + 1];
-            let (greatest, sum) = softmax(s, scores);
-            mask.apply(((queries.start + i) * dims.heads + head) as u64, 0, scores);
-            lse.part(queries.start + i, head..head + 1)[0] = greatest + log_of(s, sum);
-            tile.part(queries.start + i, columns.clone()).fill(0.0);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let (mut greatest, mut totals) = ([0.0; QUERIES], [1.0; QUERIES]);
+        for i in 0..count {
+            let (scores, unseen) = scores[i * row..][..row].split_at_mut(seen + i + 1);
+            scaled_by(s, scores, scale);
+            (greatest[i], totals[i]) = softmax(s, scores);
+            mask.apply(((range.start + i) * dims.heads + head) as u64, 0, scores);
+            unseen.fill(0.0);
         }
-        for first in (0..most).step_by(KEYS) {
-            for i in 0..queries.len() {
-                let end = (first + KEYS).min(seen + i + 1).max(first);
-                let y = tile.part(queries.start + i, columns.clone());
-                add_weighted(s, y, &scores[i * most..][first..end], &values[first * stride..], stride);
+        for i in (0..count).step_by(S::LANES) {
+            let v = s.add(s.load(&greatest[i..]), log(s, s.load(&totals[i..])));
+            s.store(&mut totals[i..], v);
+        }
+        for first in (0..last).step_by(KEYS) {
+            let values = (&values[first * stride..], stride);
+            // Few queries at a time: to keys that the last one sees, the others give the weight zero.
+            for i in (0..count).step_by(GROUP) {
+                let rows = GROUP.min(count - i);
+                let terms = KEYS.min((seen + i + rows).saturating_sub(first));
+                let (y, w) = (&mut sums[i * head_dim..], &scores[i * row + first..]);
+                small_product(s, (y, head_dim), (w, row), values, (rows, terms, head_dim), first > 0);
             }
         }
-    }
-}
-
-/// `score_j = q · k_j / √D`, where `k_j` starts at `j · stride`.
-#[inline(always)]
-fn score<S: Simd>(s: S, scores: &mut [f32], q: &[f32], keys: &[f32], stride: usize) {
-    scaled_dots(s, scores, 1.0 / (q.len() as f32).sqrt(), q, keys, stride);
-}
-
-/// `y_j = scale · (q · k_j)`, where `k_j` starts at `j · stride`.
-#[inline(always)]
-pub(super) fn scaled_dots<S: Simd>(s: S, y: &mut [f32], scale: f32, q: &[f32], keys: &[f32], stride: usize) {
-    let quads = y.len() / 4 * 4;
-    for j in (0..quads).step_by(4) {
-        let keys = &keys[j * stride..];
-        let dots = dots(s, q, [keys, &keys[stride..], &keys[2 * stride..], &keys[3 * stride..]]);
-        for i in 0..4 {
-            y[j + i] = dots[i] * scale;
+        for i in 0..count {
+            let sums = &sums[i * head_dim..][..head_dim];
+            y.part(range.start + i, columns.clone()).copy_from_slice(sums);
+            lse.part(range.start + i, head..head + 1)[0] = totals[i];
         }
-    }
-    for j in quads..y.len() {
-        y[j] = dot(s, q, &keys[j * stride..][..q.len()]) * scale;
     }
 }

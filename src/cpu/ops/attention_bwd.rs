@@ -5,12 +5,12 @@
 
 use std::ops::Range;
 
-use super::attention::{KEYS, QUERIES, scaled_dots};
+use super::attention::{KEYS, QUERIES};
 use super::spans;
 use crate::backend::{AttentionDims, Spans};
 use crate::cpu::Cpu;
-use crate::cpu::parallel::Tile;
-use crate::cpu::simd::{Kernel, Simd, add_weighted, add_weighted_column, dot, exp};
+use crate::cpu::parallel::{Tile, with_scratch};
+use crate::cpu::simd::{Kernel, Simd, dot, exp, small_product, transpose};
 use crate::rng::Mask;
 
 /// What a backward pass reads.
@@ -43,80 +43,102 @@ impl Cpu {
     pub(super) fn attend_bwd(&self, dqkv: &mut [f32], forward: Forward<'_>, rows: &Spans<Self>) {
         let dims = forward.dims;
         let bands = spans(&rows.bounds, rows.rows).map(|(start, end)| 3 * start..3 * end);
-        self.pool.bands(dqkv, (dims.width(), dims.head_dim), bands, |_, tile| self.run(AttendBwd { tile, forward }));
+        self.pool.bands(dqkv, (dims.width(), dims.head_dim), bands, |_, tile| self.attend_head_bwd(tile, forward));
+    }
+
+    /// One head of one span, whose rows in `tile` are a token's query, key and value.
+    fn attend_head_bwd(&self, mut tile: Tile<'_>, forward: Forward<'_>) {
+        let AttentionDims { head_dim, .. } = forward.dims;
+        let (start, count, stride) = (tile.rows().start / 3, tile.rows().len() / 3, 3 * forward.dims.width());
+        let head = tile.cols().start / head_dim;
+        let (len, panels) = (count * head_dim, count.next_multiple_of(KEYS) * head_dim);
+        with_scratch(2 * panels + 3 * len, |scratch| {
+            let (keys, scratch) = scratch.split_at_mut(panels);
+            let (values, sums) = scratch.split_at_mut(panels);
+            for (part, panels) in [(1, &mut *keys), (2, &mut *values)] {
+                self.arrange(panels, (&forward.qkv[forward.part(start, part, head)..], stride), count, head_dim);
+            }
+            sums.fill(0.0);
+            let (dq, dk_dv) = sums.split_at_mut(len);
+            let (dk, dv) = dk_dv.split_at_mut(len);
+            for first in (0..count).step_by(KEYS) {
+                let range = first..count.min(first + KEYS);
+                let place = first * head_dim..(first + KEYS) * head_dim;
+                let (keys, values) = (&keys[place.clone()], &values[place]);
+                for first in (first / QUERIES * QUERIES..count).step_by(QUERIES) {
+                    let queries = first..count.min(first + QUERIES);
+                    let sums = [&mut *dq, &mut *dk, &mut *dv];
+                    self.run(Block { sums, forward, start, head, queries, range: range.clone(), keys, values });
+                }
+            }
+            for t in 0..count {
+                for (part, sums) in [&*dq, &*dk, &*dv].into_iter().enumerate() {
+                    tile.row(3 * (start + t) + part).copy_from_slice(&sums[t * head_dim..][..head_dim]);
+                }
+            }
+        });
     }
 }
 
-/// One head of one span.
-struct AttendBwd<'a> {
-    /// The rows of a token are its query, key and value.
-    tile: Tile<'a>,
+/// Adds what queries and keys of one block do to each other.
+struct Block<'a> {
+    /// `dq`, `dk`, `dv`, each `(T, D)`.
+    sums: [&'a mut [f32]; 3],
     forward: Forward<'a>,
+    /// First token of the span.
+    start: usize,
+    head: usize,
+    /// Tokens of the span, as those of `range`.
+    queries: Range<usize>,
+    /// Of the keys.
+    range: Range<usize>,
+    /// Panels.
+    keys: &'a [f32],
+    values: &'a [f32],
 }
 
-impl Kernel for AttendBwd<'_> {
+impl Kernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let AttendBwd { mut tile, forward } = self;
-        let (start, end) = (tile.rows().start / 3, tile.rows().end / 3);
-        for row in tile.rows() {
-            tile.row(row).fill(0.0);
-        }
-        for first in (start..end).step_by(QUERIES) {
-            let queries = first..end.min(first + QUERIES);
-            for first in (start..queries.end).step_by(KEYS) {
-                let keys = first..queries.end.min(first + KEYS);
-                block(s, &mut tile, &forward, start, queries.clone(), keys);
+        let Block { sums: [dq, dk, dv], forward, start, head, queries, range, keys, values } = self;
+        let Forward { dy, y, lse, qkv, mask, dims } = forward;
+        let (width, head_dim) = (dims.width(), dims.head_dim);
+        let (count, scale) = (queries.len(), 1.0 / (head_dim as f32).sqrt());
+        let first = start + queries.start;
+        let q = (&qkv[forward.part(first, 0, head)..], 3 * width);
+        let dy_rows = (&dy[forward.place(first, head)..], width);
+        // p_ts and g_ts, a row for each query; zero where it does not see the key.
+        let (mut p, mut g) = ([0.0; QUERIES * KEYS], [0.0; QUERIES * KEYS]);
+        small_product(s, (&mut p, KEYS), q, (keys, KEYS), (count, head_dim, KEYS), false);
+        small_product(s, (&mut g, KEYS), dy_rows, (values, KEYS), (count, head_dim, KEYS), false);
+        for (i, query) in queries.clone().enumerate() {
+            let t = start + query;
+            let seen = range.end.min(query + 1).saturating_sub(range.start);
+            let (p, unseen_p) = p[i * KEYS..][..KEYS].split_at_mut(seen);
+            let (g, unseen_g) = g[i * KEYS..][..KEYS].split_at_mut(seen);
+            (unseen_p.fill(0.0), unseen_g.fill(0.0));
+            let masked = ((t * dims.heads + head) as u64, range.start);
+            mask.apply(masked.0, masked.1, g);
+            let (dy, y) = (&dy[forward.place(t, head)..][..head_dim], &y[forward.place(t, head)..][..head_dim]);
+            let (norm, mean) = (s.splat(lse[t * dims.heads + head]), s.splat(dot(s, dy, y)));
+            for j in (0..seen).step_by(S::LANES) {
+                let v = exp(s, s.sub(s.mul(s.load(&p[j..]), s.splat(scale)), norm));
+                let slope = s.mul(s.mul(v, s.splat(scale)), s.sub(s.load(&g[j..]), mean));
+                s.store(&mut p[j..], v);
+                s.store(&mut g[j..], slope);
             }
+            mask.apply(masked.0, masked.1, p);
         }
-    }
-}
-
-/// Adds what queries and keys of one block do to each other; `start` is the first token of their span.
-#[inline(always)]
-fn block<S: Simd>(
-    s: S,
-    tile: &mut Tile<'_>,
-    forward: &Forward<'_>,
-    start: usize,
-    queries: Range<usize>,
-    keys: Range<usize>,
-) {
-    let Forward { dy, y, lse, qkv, mask, dims } = *forward;
-    let (width, head_dim) = (dims.width(), dims.head_dim);
-    let head = tile.cols().start / head_dim;
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let of_keys = |part| &qkv[forward.part(keys.start, part, head)..];
-    // p_ts and g_ts, a row for each query.
-    let (mut weights, mut slopes) = ([0.0; QUERIES * KEYS], [0.0; QUERIES * KEYS]);
-    for (i, t) in queries.clone().enumerate() {
-        let seen = keys.end.min(t + 1).saturating_sub(keys.start);
-        let (p, g) = (&mut weights[i * KEYS..][..seen], &mut slopes[i * KEYS..][..seen]);
-        let (dy, y) = (&dy[forward.place(t, head)..][..head_dim], &y[forward.place(t, head)..][..head_dim]);
-        let q = &qkv[forward.part(t, 0, head)..][..head_dim];
-        scaled_dots(s, p, scale, q, of_keys(1), 3 * width);
-        scaled_dots(s, g, 1.0, dy, of_keys(2), 3 * width);
-        let masked = ((t * dims.heads + head) as u64, keys.start - start);
-        mask.apply(masked.0, masked.1, g);
-        let (norm, mean) = (s.splat(lse[t * dims.heads + head]), s.splat(dot(s, dy, y)));
-        for j in (0..seen).step_by(S::LANES) {
-            let v = exp(s, s.sub(s.load(&p[j..]), norm));
-            let slope = s.mul(s.mul(v, s.splat(scale)), s.sub(s.load(&g[j..]), mean));
-            s.store(&mut p[j..], v);
-            s.store(&mut g[j..], slope);
+        let k = (&qkv[forward.part(start + range.start, 1, head)..], 3 * width);
+        let dq = &mut dq[queries.start * head_dim..];
+        small_product(s, (dq, head_dim), (&g, KEYS), k, (count, range.len(), head_dim), true);
+        let mut transposed = [0.0; KEYS * QUERIES];
+        for (sums, weights, rows) in [(dk, &g, q), (dv, &p, dy_rows)] {
+            transpose(s, (&mut transposed, QUERIES), (weights, KEYS), (count, range.len()));
+            let sums = &mut sums[range.start * head_dim..];
+            small_product(s, (sums, head_dim), (&transposed, QUERIES), rows, (range.len(), count, head_dim), true);
         }
-        mask.apply(masked.0, masked.1, p);
-        add_weighted(s, tile.row(3 * t), g, of_keys(1), 3 * width);
-    }
-    for (j, key) in keys.clone().enumerate() {
-        // The queries that see this key.
-        let i = key.saturating_sub(queries.start);
-        let t = queries.start + i;
-        let column = i * KEYS + j..queries.len() * KEYS;
-        let (q, dy) = (&qkv[forward.part(t, 0, head)..], &dy[forward.place(t, head)..]);
-        add_weighted_column(s, tile.row(3 * key + 1), &slopes[column.clone()], KEYS, q, 3 * width);
-        add_weighted_column(s, tile.row(3 * key + 2), &weights[column], KEYS, dy, width);
     }
 }

@@ -8,16 +8,18 @@
 
 mod dot;
 mod math;
+mod product;
 mod reduce;
 mod tiles;
 mod transpose;
 
 pub use dot::{Bf16Floats, Dot, DotKernel, Floats, Form, Int8Floats};
 pub use math::{exp, exp_excess, gelu, gelu_slope, log, log_of, tanh};
-pub use reduce::{add_rows, add_weighted, add_weighted_column, dot, dots, max, scaled_softmax, softmax};
+pub use product::small_product;
+pub use reduce::{add_rows, add_weighted, dot, max, scaled_by, scaled_softmax, softmax};
 
 pub use tiles::{TILE_ROWS, TILE_WORDS, TileUnit};
-pub use transpose::{Transpose, transpose};
+pub use transpose::{Transpose, dots, transpose};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -101,11 +103,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn frexp(self, a: Self::F32) -> (Self::F32, Self::F32);
     /// The sum of the lanes: upper half onto lower half, until one is left.
     fn sum(self, a: Self::F32) -> f32;
-    /// The sums of four vectors, each with the bits that [`sum`](Simd::sum) gives.
-    #[inline(always)]
-    fn sums(self, [a, b, c, d]: [Self::F32; 4]) -> [f32; 4] {
-        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
-    }
     /// Transposes the square whose rows are the [`LANES`](Simd::LANES) vectors.
     ///
     /// # Panics

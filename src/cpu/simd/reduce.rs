@@ -20,68 +20,34 @@ pub fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     s.sum(sum)
 }
 
-/// `a · bᵢ` for four `bᵢ`, each with the bits that [`dot`] gives.
-#[inline(always)]
-pub fn dots<S: Simd>(s: S, a: &[f32], b: [&[f32]; 4]) -> [f32; 4] {
-    let b = [&b[0][..a.len()], &b[1][..a.len()], &b[2][..a.len()], &b[3][..a.len()]];
-    let va = S::arrays(a);
-    let vb = [S::arrays(b[0]), S::arrays(b[1]), S::arrays(b[2]), S::arrays(b[3])];
-    let vb = [&vb[0][..va.len()], &vb[1][..va.len()], &vb[2][..va.len()], &vb[3][..va.len()]];
-    let mut sums = [s.splat(0.0); 4];
-    for i in 0..va.len() {
-        let a = s.load_array(&va[i]);
-        for j in 0..4 {
-            sums[j] = s.fma(a, s.load_array(&vb[j][i]), sums[j]);
-        }
-    }
-    let rest = a.len() / S::LANES * S::LANES;
-    if rest < a.len() {
-        let a = s.load(&a[rest..]);
-        for j in 0..4 {
-            sums[j] = s.fma(a, s.load(&b[j][rest..]), sums[j]);
-        }
-    }
-    s.sums(sums)
-}
-
 /// `y += Σ_t weight_t x_t`, where `x_t` starts at `t · stride`. In pieces it gives the bits of the whole.
 #[inline(always)]
 pub fn add_weighted<S: Simd>(s: S, y: &mut [f32], weights: &[f32], x: &[f32], stride: usize) {
-    add_weighted_column(s, y, weights, 1, x, stride);
-}
-
-/// [`add_weighted`] by a column of a matrix: `weight_t` lies at `t · step`.
-#[inline(always)]
-pub fn add_weighted_column<S: Simd>(s: S, y: &mut [f32], weights: &[f32], step: usize, x: &[f32], stride: usize) {
     let mut first = 0;
     while first + 8 * S::LANES <= y.len() {
-        add_vectors::<S, 8>(s, &mut y[first..], (weights, step), x, (first, stride));
+        add_vectors::<S, 8>(s, &mut y[first..], weights, x, (first, stride));
         first += 8 * S::LANES;
     }
-    while first + 4 * S::LANES <= y.len() {
-        add_vectors::<S, 4>(s, &mut y[first..], (weights, step), x, (first, stride));
-        first += 4 * S::LANES;
-    }
     while first + S::LANES <= y.len() {
-        add_vectors::<S, 1>(s, &mut y[first..], (weights, step), x, (first, stride));
+        add_vectors::<S, 1>(s, &mut y[first..], weights, x, (first, stride));
         first += S::LANES;
     }
     if first < y.len() {
         let y = &mut y[first..];
         let mut sum = s.load(y);
-        for t in 0..weights.len().div_ceil(step) {
-            sum = s.fma(s.splat(weights[t * step]), s.load(&x[t * stride + first..][..y.len()]), sum);
+        for (t, weight) in weights.iter().enumerate() {
+            sum = s.fma(s.splat(*weight), s.load(&x[t * stride + first..][..y.len()]), sum);
         }
         s.store(y, sum);
     }
 }
 
-/// The first `V` vectors of [`add_weighted_column`], summed in registers, for `x_t` that start at `first + t · stride`.
+/// The first `V` vectors of [`add_weighted`], summed in registers, for `x_t` that start at `first + t · stride`.
 #[inline(always)]
 fn add_vectors<S: Simd, const V: usize>(
     s: S,
     y: &mut [f32],
-    (weights, step): (&[f32], usize),
+    weights: &[f32],
     x: &[f32],
     (first, stride): (usize, usize),
 ) {
@@ -89,8 +55,8 @@ fn add_vectors<S: Simd, const V: usize>(
     for v in 0..V {
         sums[v] = s.load(&y[v * S::LANES..]);
     }
-    for t in 0..weights.len().div_ceil(step) {
-        let weight = s.splat(weights[t * step]);
+    for t in 0..weights.len() {
+        let weight = s.splat(weights[t]);
         let x = &S::arrays(&x[t * stride + first..][..V * S::LANES])[..V];
         for v in 0..V {
             sums[v] = s.fma(weight, s.load_array(&x[v]), sums[v]);
@@ -138,6 +104,16 @@ pub fn add_rows<S: Simd>(s: S, y: &mut [f32], x: &[f32], rows: usize, stride: us
     }
 }
 
+/// `x *= factor`.
+#[inline(always)]
+pub fn scaled_by<S: Simd>(s: S, x: &mut [f32], factor: f32) {
+    let factor = s.splat(factor);
+    for i in (0..x.len()).step_by(S::LANES) {
+        let v = s.mul(s.load(&x[i..]), factor);
+        s.store(&mut x[i..], v);
+    }
+}
+
 /// Softmax in place; returns the greatest element and the sum of `exp(x − greatest)`.
 #[inline(always)]
 pub fn softmax<S: Simd>(s: S, x: &mut [f32]) -> (f32, f32) {
@@ -161,36 +137,4 @@ pub fn scaled_softmax<S: Simd>(s: S, x: &mut [f32], factor: f32) -> (f32, f32) {
         s.store(&mut x[i..], v);
     }
     (greatest, sum)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cpu::Isa;
-    use crate::cpu::simd::Kernel;
-
-    /// Four dot products, together and one by one.
-    struct Both<'a>(&'a [f32], [&'a [f32]; 4]);
-
-    impl Kernel for Both<'_> {
-        type Output = [[f32; 4]; 2];
-
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> [[f32; 4]; 2] {
-            let Both(a, b) = self;
-            [dots(s, a, b), [dot(s, a, b[0]), dot(s, a, b[1]), dot(s, a, b[2]), dot(s, a, b[3])]]
-        }
-    }
-
-    #[test]
-    fn four_dot_products_have_the_bits_of_each() {
-        for len in [0, 1, 5, 16, 31, 64, 67] {
-            let x: Vec<f32> = (0..5 * len).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
-            let row = |i: usize| &x[i * len..(i + 1) * len];
-            for isa in Isa::available() {
-                let [together, each] = isa.token().unwrap().run(Both(row(0), [row(1), row(2), row(3), row(4)]));
-                assert_eq!(together.map(f32::to_bits), each.map(f32::to_bits), "{len} on {isa}");
-            }
-        }
-    }
 }

@@ -1,9 +1,12 @@
-//! Transposed copies of matrices, a square of vectors at a time.
+//! Transposed matrices, a square of vectors at a time.
 
 use super::{Kernel, Simd};
 
 /// Lanes of the widest vector.
 const MOST_LANES: usize = 16;
+
+/// Rows that are not worth a square.
+const FEW: usize = 4;
 
 /// `y = xᵀ` for `x (rows, cols)`, each given with the distance between its rows.
 #[inline(always)]
@@ -14,6 +17,14 @@ pub fn transpose<S: Simd>(
     (rows, cols): (usize, usize),
 ) {
     const { assert!(S::LANES <= MOST_LANES) };
+    if rows < FEW {
+        for (r, x) in x.chunks(x_stride.max(1)).take(rows).enumerate() {
+            for (c, x) in x[..cols].iter().enumerate() {
+                y[c * y_stride + r] = *x;
+            }
+        }
+        return;
+    }
     for col in (0..cols).step_by(S::LANES) {
         for row in (0..rows).step_by(S::LANES) {
             let (height, width) = (S::LANES.min(rows - row), S::LANES.min(cols - col));
@@ -36,6 +47,28 @@ pub fn transpose<S: Simd>(
                 }
             }
         }
+    }
+}
+
+/// `y_t = a · x_t` for rows `x_t`, given with the distance between them: each one chain of multiply-adds in the order of
+/// the components, as [`small_product`](super::small_product) makes it.
+#[inline(always)]
+pub fn dots<S: Simd>(s: S, y: &mut [f32], a: &[f32], (x, x_stride): (&[f32], usize)) {
+    for first in (0..y.len()).step_by(S::LANES) {
+        let rows = S::LANES.min(y.len() - first);
+        let mut sum = s.splat(0.0);
+        for col in (0..a.len()).step_by(S::LANES) {
+            let a = &a[col..a.len().min(col + S::LANES)];
+            let mut square = [s.splat(0.0); MOST_LANES];
+            for r in 0..rows {
+                square[r] = s.load(&x[(first + r) * x_stride + col..][..a.len()]);
+            }
+            s.transpose(&mut square[..S::LANES]);
+            for (a, column) in a.iter().zip(&square) {
+                sum = s.fma(s.splat(*a), *column, sum);
+            }
+        }
+        s.store(&mut y[first..first + rows], sum);
     }
 }
 

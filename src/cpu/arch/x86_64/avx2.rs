@@ -201,23 +201,6 @@ impl Simd for Avx2 {
         })
     }
 
-    // Halves of two vectors are added in one vector, then quarters of four.
-    #[inline(always)]
-    fn sums(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-        avx2!({
-            // The 128-bit halves: of a and b below, of c and d above.
-            let ac = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, c), _mm256_permute2f128_ps::<0x31>(a, c));
-            let bd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(b, d), _mm256_permute2f128_ps::<0x31>(b, d));
-            // Lanes 0, 1 onto 2, 3: of a and c from `ac`, of b and d from `bd`.
-            let sum = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ac, bd), _mm256_shuffle_ps::<0xee>(ac, bd));
-            let sum = _mm256_add_ps(sum, _mm256_movehdup_ps(sum));
-            let (ab, cd) = (_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
-            let mut sums = [0.0; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), _mm_shuffle_ps::<0x88>(ab, cd));
-            sums
-        })
-    }
-
     #[inline(always)]
     fn transpose(self, rows: &mut [__m256]) {
         let rows: &mut [__m256; LANES] = rows.try_into().expect("as many rows as lanes");

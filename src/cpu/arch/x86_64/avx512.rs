@@ -201,23 +201,6 @@ impl Simd for Avx512 {
         })
     }
 
-    // Halves of two vectors are added in one vector, then quarters of four.
-    #[inline(always)]
-    fn sums(self, [a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-        avx512!({
-            let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-            let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(c, d), _mm512_shuffle_f32x4::<0xee>(c, d));
-            // 128 bits of each sum are left, one after the other; then 64, then 32.
-            let sum = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
-            let sum = _mm512_add_ps(sum, _mm512_permute_ps::<0x0e>(sum));
-            let sum = _mm512_add_ps(sum, _mm512_movehdup_ps(sum));
-            let firsts = _mm512_maskz_compress_ps(0x1111, sum);
-            let mut sums = [0.0; 4];
-            _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
-            sums
-        })
-    }
-
     #[inline(always)]
     fn transpose(self, rows: &mut [__m512]) {
         let rows: &mut [__m512; LANES] = rows.try_into().expect("as many rows as lanes");
