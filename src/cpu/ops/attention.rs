@@ -11,12 +11,12 @@ use super::attention_bwd::Forward;
 use super::spans;
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, Transpose, dots, log, scaled_by, small_product, softmax};
+use crate::cpu::simd::{Kernel, Simd, Transpose, dots, fetch, log, scaled_by, small_product, softmax};
 use crate::cpu::{Buffer, Cpu};
 use crate::rng::Mask;
 
 /// Multiply-adds below which attention stays on the calling thread.
-const SERIAL: usize = 1 << 16;
+const SERIAL: usize = 1 << 13;
 /// Queries of a task, for which keys are arranged once.
 const TASK: usize = 64;
 /// Queries that pass over the keys together.
@@ -218,6 +218,7 @@ impl Kernel for Attend<'_, '_> {
                 let scores = &mut scores[i * row..][..seen + i + 1];
                 dots(s, scores, &q.0[i * q.1..][..head_dim], (keys, stride));
             }
+            fetch(s, values, stride, (0..last.min(KEYS), head_dim));
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
         let (mut greatest, mut totals) = ([0.0; QUERIES], [1.0; QUERIES]);

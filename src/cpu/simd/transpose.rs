@@ -1,5 +1,7 @@
 //! Transposed matrices, a square of vectors at a time.
 
+use std::ops::Range;
+
 use super::{Kernel, Simd};
 
 /// Lanes of the widest vector.
@@ -54,8 +56,12 @@ pub fn transpose<S: Simd>(
 /// the components, as [`small_product`](super::small_product) makes it.
 #[inline(always)]
 pub fn dots<S: Simd>(s: S, y: &mut [f32], a: &[f32], (x, x_stride): (&[f32], usize)) {
+    let count = y.len();
+    // Front to back, as a square is read column by column.
+    fetch(s, x, x_stride, (0..count.min(S::LANES), a.len()));
     for first in (0..y.len()).step_by(S::LANES) {
         let rows = S::LANES.min(y.len() - first);
+        fetch(s, x, x_stride, (first + rows..count.min(first + rows + S::LANES), a.len()));
         let mut sum = s.splat(0.0);
         for col in (0..a.len()).step_by(S::LANES) {
             let a = &a[col..a.len().min(col + S::LANES)];
@@ -69,6 +75,17 @@ pub fn dots<S: Simd>(s: S, y: &mut [f32], a: &[f32], (x, x_stride): (&[f32], usi
             }
         }
         s.store(&mut y[first..first + rows], sum);
+    }
+}
+
+/// Asks for rows of `len` elements, front to back.
+#[inline(always)]
+pub fn fetch<S: Simd>(s: S, x: &[f32], stride: usize, (rows, len): (Range<usize>, usize)) {
+    const LINE: usize = 16;
+    for row in rows {
+        for i in (0..len).step_by(LINE) {
+            s.prefetch(x.as_ptr().wrapping_add(row * stride + i));
+        }
     }
 }
 
