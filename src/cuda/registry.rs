@@ -414,6 +414,7 @@ pub const REGISTRY: &[Kernel] = &[
     v01("latent", "mask_fwd", "v01_flat", Uses::Real, flat),
     v01("latent", "kl_fwd", "v01_warp", Uses::Real, warps),
     v01("latent", "kl_bwd", "v01_flat", Uses::Real, flat),
+    v01("latent", "chain_fwd", "v01_rows", Uses::Real, |p| geometry(p.rows.div_ceil(4), 1, 1, 384)),
     v01("latent", "fuse_fwd", "v01_row", Uses::Stream, span_tokens),
     v01("latent", "fuse_bwd", "v01_slot", Uses::Stream, |p| {
         geometry(p.cols.div_ceil(BLOCK as usize), p.batch, 1, BLOCK)

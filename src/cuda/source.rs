@@ -69,6 +69,7 @@ pub const FILES: &[(&str, &str)] = files![
     "attention/attention_fwd_v01_warp.cu",
     "attention/attention_fwd_v02_flash.cu",
     "attention/cache_append_v01_row.cu",
+    "latent/chain_fwd_v01_rows.cu",
     "latent/copy_columns_v01_flat.cu",
     "latent/fuse_bwd_v01_slot.cu",
     "latent/fuse_fwd_v01_row.cu",
