@@ -66,6 +66,7 @@ pub const FILES: &[(&str, &str)] = files![
     "attention/attention_bwd_q_v01_warp.cu",
     "attention/attention_bwd_q_v02_flash.cu",
     "attention/attention_decode_v01_warp.cu",
+    "attention/attention_decode_v02_split.cu",
     "attention/attention_fwd_v01_warp.cu",
     "attention/attention_fwd_v02_flash.cu",
     "attention/cache_append_v01_row.cu",

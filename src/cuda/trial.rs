@@ -4,8 +4,8 @@
 use super::registry::{Forced, Kernel, REGISTRY};
 use super::{Buffer, Cuda, driver};
 use crate::backend::{
-    AdamW, AttentionDims, AttentionOps, ChainLayer, ChainScratch, Drive, LatentOps, LinearOps, LossOps, Matrix, NormOps,
-    OptimOps, Role, Spans, Storage,
+    AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Drive, LatentOps, LinearOps, LossOps,
+    Matrix, NormOps, OptimOps, Role, Spans, Storage,
 };
 use crate::dims::Dims;
 use crate::error::Result;
@@ -186,6 +186,9 @@ fn cases(cuda: &Cuda, scale: Scale) -> Result<Vec<Case>> {
     for (spans, length) in if full { vec![(128, 64), (16, 1024)] } else { vec![(2, 70)] } {
         cases.push(attention(cuda, spans, length, if full { 12 } else { 1 })?);
     }
+    for (rows, past) in if full { vec![(1, 1000), (64, 200)] } else { vec![(2, 150)] } {
+        cases.push(decoding(cuda, rows, past, if full { 12 } else { 2 })?);
+    }
     for rows in if full { vec![1, 64, 512] } else { vec![5] } {
         cases.push(chain(cuda, rows, if full { [12, width, 256] } else { [2, width, 16] })?);
     }
@@ -316,6 +319,27 @@ fn attention(cuda: &Cuda, rows: usize, length: usize, heads: usize) -> Result<Ca
             cuda.attention_fwd(&mut y, &mut lse, &qkv, Mask::NONE, &spans, dims);
             cuda.attention_bwd(&mut dqkv, &dy, &y, &lse, &qkv, Mask::NONE, &spans, dims);
             read(cuda, results, &[(&y, tokens * width), (&dqkv, 3 * tokens * width)]);
+        }),
+    })
+}
+
+fn decoding(cuda: &Cuda, rows: usize, past: usize, heads: usize) -> Result<Case> {
+    let dims = AttentionDims { heads, head_dim: 64 };
+    let (width, capacity) = (dims.width(), (past + 1).next_multiple_of(64));
+    let (len, tokens) = (rows * capacity * width, rows * width);
+    let (mut keys, mut values) = (cuda.act_from(&normal(1, len, 1.0))?, cuda.act_from(&normal(2, len, 1.0))?);
+    let (qkv, mut y) = (cuda.act_from(&normal(3, 3 * tokens, 1.0))?, cuda.act(tokens)?);
+    let spans = Spans::of_lengths(cuda, vec![1; rows])?;
+    let slots = cuda.ids_from(&(0..rows as u32).collect::<Vec<_>>())?;
+    let cached = CacheRows { spans, slots, past: cuda.ids_from(&vec![past as u32; rows])?, capacity };
+    Ok(Case {
+        name: format!("attention_cached_fwd {rows}x{past}x{heads}x64"),
+        ops: &["attention_decode"],
+        flops: 4.0 * (tokens * (past + 1)) as f64,
+        bytes: act_bytes(cuda) * 2.0 * (tokens * (past + 1)) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &cached, dims);
+            read(cuda, results, &[(&y, tokens)]);
         }),
     })
 }
