@@ -18,7 +18,7 @@
 
 // Where a layer lies: `places` in src/cuda/ops/latent.rs. What a layer does not have is null.
 struct ChainLayer {
-    const float *prior_net, *posterior_net;  // (2 Z, Cp + Z), (2 Z, Cq + Z)
+    const float *prior_net, *posterior_net;  // (2 Z, P), (2 Z, Q)
     const float *hh, *ih;                    // (Z, Z)
     const float *condition, *sentence;       // (rows, C)
     const float* eps;                        // (rows, Z)
