@@ -8,7 +8,8 @@
 KERNEL BOUNDS(128, 1) attention_decode(act* __restrict__ y, const act* __restrict__ keys,
                                        const act* __restrict__ values, const act* __restrict__ qkv,
                                        const u32* __restrict__ bounds, const u32* __restrict__ slots,
-                                       const u32* __restrict__ past, int capacity, int heads, int head_dim) {
+                                       const u32* __restrict__ past, float*, u32*, int capacity, int heads,
+                                       int head_dim) {
     const int t = blockIdx.x * ATTENTION_WARPS + threadIdx.x / 32, head = blockIdx.y, row = blockIdx.z;
     const int start = bounds[2 * row], end = bounds[2 * row + 1];
     if (t >= end - start) return;  // the whole warp

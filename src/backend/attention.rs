@@ -69,8 +69,8 @@ pub trait AttentionOps: Storage {
     /// Appends the new tokens' keys and values to the cache and attends over it.
     ///
     /// `y (N, C)`, `qkv (N, 3C)`; `keys`, `values` `(slots, H, capacity, D)`.
-    /// Gives what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span: bit for bit in f32, with other
-    /// roundings where tensor cores compute whole spans.
+    /// Gives what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span: on the CPU bit for bit, with
+    /// other roundings where a GPU computes whole spans on tensor cores, or divides the keys of one token among blocks.
     fn attention_cached_fwd(
         &self,
         y: &mut Self::Act,

@@ -1,9 +1,57 @@
 //! Pooling, the latent chain and fusion into the decoder.
 
-use super::{Spans, Storage};
+use super::{LinearOps, Spans, Storage};
+use crate::dims::Dims;
+
+/// Which latents the chain goes on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// Draws from the posterior of a sentence.
+    Posterior,
+    /// Draws from the prior, of a condition if the model has one.
+    Prior,
+    /// Those that are there already.
+    Given,
+}
+
+/// One layer of the latent chain; `R` rows.
+pub struct ChainLayer<'a, B: Storage> {
+    /// `Wprior (2Z, Z)`, or `(2Z, C + Z)` with a condition.
+    pub prior_net: &'a B::Weight,
+    /// `Wpost (2Z, C + Z)`, or `(2Z, 2C + Z)` with a condition.
+    pub posterior_net: &'a B::Weight,
+    /// `W_hh` and `W_ih`, `(Z, Z)` both: to the state of the layer above, which the last layer has none of.
+    pub step: Option<[&'a B::Weight; 2]>,
+    /// `(R, C)`: the pooled sentence, which a chain driven by the prior does not read.
+    pub pooled: &'a B::Real,
+    /// `(R, C)`: the pooled condition, of models that have one.
+    pub pooled_condition: Option<&'a B::Real>,
+    /// `(R, Z)`: noise; without it latents are at their means.
+    pub eps: Option<&'a B::Real>,
+    /// `(R, Z)`: read of the lowest layer, written of the others.
+    pub state: &'a mut B::Real,
+    /// `(R, 2Z)`: the prior's means and log-variances.
+    pub prior: &'a mut B::Real,
+    /// `(R, 2Z)`: the posterior's; left alone by a chain driven by the prior.
+    pub posterior: &'a mut B::Real,
+    /// `(R, Z)`: the latents; read if they are given.
+    pub z: &'a mut B::Real,
+    /// `(R)`: divergence of the posterior from the prior; left alone by a chain driven by the prior.
+    pub kl: &'a mut B::Real,
+}
+
+/// What a device that computes the chain op by op writes between the ops.
+pub struct ChainScratch<'a, B: Storage> {
+    /// `(R, Z)`: before the chain's tanh.
+    pub state_in: &'a mut B::Real,
+    /// `(R, Z)` or `(R, C + Z)`: what the prior net reads.
+    pub prior_in: &'a mut B::Real,
+    /// `(R, C + Z)` or `(R, 2C + Z)`: what the posterior net reads.
+    pub posterior_in: &'a mut B::Real,
+}
 
 /// What happens between the two stacks. `rows` is the batch.
-pub trait LatentOps: Storage {
+pub trait LatentOps: LinearOps {
     /// Attentive pooling: `y_b = Σ_t softmax_t(tanh(x_t · w)) x_t` over the tokens of span `b`.
     ///
     /// `y (rows, C)`; saved: `scores (N)`, the softmax weights; `x (N, C)`, `w (C)`.
@@ -84,6 +132,76 @@ pub trait LatentOps: Storage {
         rows: usize,
         latent: usize,
     );
+
+    /// What a net of the chain reads: `y = [c, r, s]`, or less of it; `condition`, `sentence` `(rows, C)`,
+    /// `state (rows, Z)`.
+    fn chain_input_fwd(
+        &self,
+        y: &mut Self::Real,
+        condition: Option<&Self::Real>,
+        sentence: Option<&Self::Real>,
+        state: &Self::Real,
+        dims: &Dims,
+        rows: usize,
+    ) {
+        let (hidden, state) = (dims.hidden, (state, dims.latent));
+        match (condition, sentence) {
+            (Some(condition), Some(sentence)) => {
+                self.concat_fwd(y, &[(condition, hidden), (sentence, hidden), state], rows);
+            }
+            (Some(part), None) | (None, Some(part)) => self.concat_fwd(y, &[(part, hidden), state], rows),
+            (None, None) => self.concat_fwd(y, &[state], rows),
+        }
+    }
+
+    /// The chain through `layers` from the lowest on; with `c` the pooled condition if there is one and `r` the pooled
+    /// sentence:
+    ///
+    /// ```text
+    /// prior_l     = [c_l, s_l] Wpriorᵀ       → (μ_p, log σ²_p)
+    /// posterior_l = [c_l, r_l, s_l] Wpostᵀ   → (μ_q, log σ²_q), and its divergence from the prior
+    /// z_l         = μ + scale · ε · exp(½ log σ²)      of what drives the chain
+    /// s_{l+1}     = tanh(s_l W_hhᵀ + z_l W_ihᵀ)
+    /// ```
+    ///
+    /// Op by op if a device does not say otherwise; one that computes it in one launch has to be told of the layers, so it
+    /// is no part of what [`repeat`](Storage::repeat) does.
+    fn chain_fwd(
+        &self,
+        layers: &mut [ChainLayer<'_, Self>],
+        scratch: ChainScratch<'_, Self>,
+        drive: Drive,
+        scale: f32,
+        dims: &Dims,
+        rows: usize,
+    ) {
+        let ChainScratch { state_in, prior_in, posterior_in } = scratch;
+        let latent = dims.latent;
+        let mut rest = layers;
+        while let Some((layer, above)) = rest.split_first_mut() {
+            let (condition, sentence) = (layer.pooled_condition, Some(layer.pooled));
+            self.chain_input_fwd(prior_in, condition, None, layer.state, dims, rows);
+            self.latent_linear_fwd(layer.prior, prior_in, layer.prior_net, rows, false);
+            if drive != Drive::Prior {
+                self.chain_input_fwd(posterior_in, condition, sentence, layer.state, dims, rows);
+                self.latent_linear_fwd(layer.posterior, posterior_in, layer.posterior_net, rows, false);
+                self.kl_fwd(layer.kl, layer.posterior, layer.prior, rows, latent);
+            }
+            match drive {
+                Drive::Posterior => {
+                    self.reparameterize_fwd(layer.z, layer.posterior, layer.eps, scale, rows, latent);
+                }
+                Drive::Prior => self.reparameterize_fwd(layer.z, layer.prior, layer.eps, scale, rows, latent),
+                Drive::Given => {}
+            }
+            if let (Some([hh, ih]), Some(next)) = (layer.step, above.first_mut()) {
+                self.latent_linear_fwd(state_in, layer.state, hh, rows, false);
+                self.latent_linear_fwd(state_in, layer.z, ih, rows, true);
+                self.tanh_fwd(next.state, state_in, rows * latent);
+            }
+            rest = above;
+        }
+    }
 
     /// `y_i = x_i mask_i` over `len` elements.
     fn mask_fwd(&self, y: &mut Self::Real, x: &Self::Real, mask: &Self::Real, len: usize);

@@ -4,7 +4,8 @@
 //! (which kernels there are), `buffer` (memory), `launch` (choosing, compiling, launching), `ops` (the groups of operations of
 //! [`backend`](crate::backend)). Activations and weights are f32 or bf16; statistics, latents, losses and the optimiser's
 //! values are f32. Sums run in an order given by their own length, without atomics: a kernel's results do not depend
-//! on the batch. Which kernel a product takes does, by its number of rows.
+//! on the batch. Which kernel takes a product does, by its number of rows, and which one attends over a cache: one for
+//! steps of one token a row, another where a row has several.
 //!
 //! Ops return at once; a device's failure shows later. It is kept, everything after it is skipped, and
 //! [`Storage::status`] tells.
@@ -44,6 +45,8 @@ pub struct Cuda {
     kernels: Kernels,
     dtype: Dtype,
     failure: OnceLock<String>,
+    /// [`registry::COUNTERS`] of them, 0 between kernels.
+    counters: Arc<Buffer>,
     /// Bytes on their way to or from the device.
     staging: Mutex<Vec<u8>>,
 }
@@ -68,7 +71,10 @@ impl Cuda {
         }
         let kernels = Kernels::load(driver.as_ref(), sources, forced, dtype == Dtype::Bf16)?;
         let memory = Memory::new(driver.clone());
-        Ok(Cuda { driver, memory, kernels, dtype, failure: OnceLock::new(), staging: Mutex::default() })
+        let counters = memory.buffer(registry::COUNTERS, 4)?;
+        driver::zero(driver.as_ref(), counters.first(registry::COUNTERS), 4 * registry::COUNTERS)?;
+        let counters = Arc::new(counters);
+        Ok(Cuda { driver, memory, kernels, dtype, failure: OnceLock::new(), counters, staging: Mutex::default() })
     }
 
     /// The same device and memory, on which other variants are forced.
@@ -79,6 +85,7 @@ impl Cuda {
             kernels: self.kernels.forcing(forced),
             dtype: self.dtype,
             failure: OnceLock::new(),
+            counters: self.counters.clone(),
             staging: Mutex::default(),
         }
     }
@@ -136,7 +143,7 @@ impl Cuda {
         let (y_at, y_bf16) = y;
         let [(a_at, a_bf16), (b_at, b_bf16)] = [a, b];
         let types = Types::product(layout, a_bf16, b_bf16, y_bf16);
-        let problem = Problem { types, rows: m, cols: n, depth: k, batch: 1 };
+        let problem = Problem { depth: k, ..Problem::matrix(types, m, n) };
         let args = [
             Arg::Address(y_at),
             Arg::Address(a_at),

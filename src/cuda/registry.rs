@@ -137,12 +137,14 @@ pub struct Problem {
     pub depth: usize,
     /// Rows of the batch.
     pub batch: usize,
+    /// Of attention over a cache, tokens that a slot can hold.
+    pub keys: usize,
 }
 
 impl Problem {
     /// A pass over a matrix.
     pub fn matrix(types: Types, rows: usize, cols: usize) -> Self {
-        Problem { types, rows, cols, depth: 1, batch: 1 }
+        Problem { types, rows, cols, depth: 1, batch: 1, keys: 0 }
     }
 
     /// A pass over elements that have no rows.
@@ -402,6 +404,12 @@ pub const REGISTRY: &[Kernel] = &[
     flash("attention_bwd_kv", |p| Geometry { shared: 65024, ..attention_tiles(p) }),
     v01("attention", "attention_bwd_kv", "v01_warp", Uses::Act, attention_warps),
     v01("attention", "cache_append", "v01_row", Uses::Act, span_tokens),
+    Kernel {
+        fits: |p| p.rows <= 1 && p.cols.is_multiple_of(8) && p.cols <= 256 && p.batch * p.depth <= COUNTERS,
+        ..v01("attention", "attention_decode", "v02_split", Uses::Act, |p| {
+            geometry(p.keys.div_ceil(SPLIT_KEYS), p.depth, p.batch, SPLIT_KEYS as u32)
+        })
+    },
     v01("attention", "attention_decode", "v01_warp", Uses::Act, attention_warps),
     v01("latent", "pool_fwd", "v01_row", Uses::Stream, rows),
     v01("latent", "pool_bwd", "v01_row", Uses::Stream, rows),
@@ -414,6 +422,7 @@ pub const REGISTRY: &[Kernel] = &[
     v01("latent", "mask_fwd", "v01_flat", Uses::Real, flat),
     v01("latent", "kl_fwd", "v01_warp", Uses::Real, warps),
     v01("latent", "kl_bwd", "v01_flat", Uses::Real, flat),
+    v01("latent", "chain_fwd", "v01_rows", Uses::Real, |p| geometry(p.rows.div_ceil(4), 1, 1, 384)),
     v01("latent", "fuse_fwd", "v01_row", Uses::Stream, span_tokens),
     v01("latent", "fuse_bwd", "v01_slot", Uses::Stream, |p| {
         geometry(p.cols.div_ceil(BLOCK as usize), p.batch, 1, BLOCK)
@@ -441,6 +450,26 @@ pub const REGISTRY: &[Kernel] = &[
 
 /// Blocks, and partial sums, of `sum_squares`.
 pub const SUM_BLOCKS: usize = 256;
+
+/// Keys of a block of `attention_decode` that divides them, and its threads.
+const SPLIT_KEYS: usize = 64;
+
+/// Elements of `attention_decode`'s part of a head of `head_dim`: sums, greatest score and denominator, in whole sectors of
+/// 32 bytes.
+const fn part_len(head_dim: usize) -> usize {
+    (head_dim + 2).next_multiple_of(8)
+}
+
+/// Elements that the parts of `attention_decode` take together; none where one block has all keys, or one warp.
+pub fn parts_len(p: &Problem) -> usize {
+    match p.keys.div_ceil(SPLIT_KEYS) {
+        splits if splits > 1 && p.rows <= 1 => p.batch * p.depth * splits * part_len(p.cols),
+        _ => 0,
+    }
+}
+
+/// Counters that a device has for blocks which add up what others leave.
+pub const COUNTERS: usize = 1 << 16;
 
 /// The variable that forces variants: `op=variant`, several with commas between.
 pub const VARIANT_VAR: &str = "DELLA_VARIANT";

@@ -4,8 +4,10 @@
 use super::registry::{Forced, Kernel, REGISTRY};
 use super::{Buffer, Cuda, driver};
 use crate::backend::{
-    AdamW, AttentionDims, AttentionOps, LinearOps, LossOps, Matrix, NormOps, OptimOps, Role, Spans, Storage,
+    AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Drive, LatentOps, LinearOps, LossOps,
+    Matrix, NormOps, OptimOps, Role, Spans, Storage,
 };
+use crate::dims::Dims;
 use crate::error::Result;
 use crate::rng::{Mask, Rng, Stream};
 
@@ -184,6 +186,12 @@ fn cases(cuda: &Cuda, scale: Scale) -> Result<Vec<Case>> {
     for (spans, length) in if full { vec![(128, 64), (16, 1024)] } else { vec![(2, 70)] } {
         cases.push(attention(cuda, spans, length, if full { 12 } else { 1 })?);
     }
+    for (rows, past) in if full { vec![(1, 1000), (64, 200)] } else { vec![(2, 150)] } {
+        cases.push(decoding(cuda, rows, past, if full { 12 } else { 2 })?);
+    }
+    for rows in if full { vec![1, 64, 512] } else { vec![5] } {
+        cases.push(chain(cuda, rows, if full { [12, width, 256] } else { [2, width, 16] })?);
+    }
     cases.push(adamw(cuda, if full { 1 << 26 } else { 1000 })?);
     Ok(cases)
 }
@@ -311,6 +319,76 @@ fn attention(cuda: &Cuda, rows: usize, length: usize, heads: usize) -> Result<Ca
             cuda.attention_fwd(&mut y, &mut lse, &qkv, Mask::NONE, &spans, dims);
             cuda.attention_bwd(&mut dqkv, &dy, &y, &lse, &qkv, Mask::NONE, &spans, dims);
             read(cuda, results, &[(&y, tokens * width), (&dqkv, 3 * tokens * width)]);
+        }),
+    })
+}
+
+fn decoding(cuda: &Cuda, rows: usize, past: usize, heads: usize) -> Result<Case> {
+    let dims = AttentionDims { heads, head_dim: 64 };
+    let (width, capacity) = (dims.width(), (past + 1).next_multiple_of(64));
+    let (len, tokens) = (rows * capacity * width, rows * width);
+    let (mut keys, mut values) = (cuda.act_from(&normal(1, len, 1.0))?, cuda.act_from(&normal(2, len, 1.0))?);
+    let (qkv, mut y) = (cuda.act_from(&normal(3, 3 * tokens, 1.0))?, cuda.act(tokens)?);
+    let spans = Spans::of_lengths(cuda, vec![1; rows])?;
+    let slots = cuda.ids_from(&(0..rows as u32).collect::<Vec<_>>())?;
+    let cached = CacheRows { spans, slots, past: cuda.ids_from(&vec![past as u32; rows])?, capacity };
+    Ok(Case {
+        name: format!("attention_cached_fwd {rows}x{past}x{heads}x64"),
+        ops: &["attention_decode"],
+        flops: 4.0 * (tokens * (past + 1)) as f64,
+        bytes: act_bytes(cuda) * 2.0 * (tokens * (past + 1)) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &cached, dims);
+            read(cuda, results, &[(&y, tokens)]);
+        }),
+    })
+}
+
+fn chain(cuda: &Cuda, rows: usize, [count, hidden, latent]: [usize; 3]) -> Result<Case> {
+    let dims =
+        Dims { vocab: 1, positions: 1, hidden, heads: 1, inner: hidden, layers: count, latent, conditional: false };
+    let net = |seed: usize, outputs: usize, inputs: usize| {
+        let data = normal(seed as u64, outputs * inputs, 1.0 / (inputs as f32).sqrt());
+        cuda.weight(Matrix { data: &data, rows: outputs, cols: inputs }, Role::Latent)
+    };
+    let nets = |seed, outputs, inputs| (0..count).map(|l| net(seed + l, outputs, inputs)).collect::<Result<Vec<_>>>();
+    let (priors, posteriors) = (nets(1, 2 * latent, latent)?, nets(100, 2 * latent, dims.posterior_inputs())?);
+    let (hh, ih) = (nets(200, latent, latent)?, nets(300, latent, latent)?);
+    let layers = |len: usize| (0..count).map(|_| cuda.real(len)).collect::<Result<Vec<_>>>();
+    let pooled = cuda.real_from(&normal(400, rows * hidden, 1.0))?;
+    let eps = cuda.real_from(&normal(401, rows * latent, 1.0))?;
+    let (mut states, mut z, mut kl) = (layers(rows * latent)?, layers(rows * latent)?, layers(rows)?);
+    let (mut prior, mut posterior) = (layers(2 * rows * latent)?, layers(2 * rows * latent)?);
+    let mut scratch =
+        [cuda.real(rows * latent)?, cuda.real(rows * latent)?, cuda.real(rows * dims.posterior_inputs())?];
+    let weights = count * latent * 2 * (latent + dims.posterior_inputs() + latent);
+    Ok(Case {
+        name: format!("chain_fwd {rows}x{count}x{hidden}x{latent}"),
+        ops: &["chain_fwd"],
+        flops: 2.0 * (rows * weights) as f64,
+        bytes: 4.0 * (weights + count * rows * (hidden + 7 * latent)) as f64,
+        run: Box::new(move |cuda, results| {
+            let written = states.iter_mut().zip(&mut prior).zip(&mut posterior).zip(&mut z).zip(&mut kl);
+            let mut chain: Vec<_> = written
+                .enumerate()
+                .map(|(l, ((((state, prior), posterior), z), kl))| ChainLayer {
+                    prior_net: &priors[l],
+                    posterior_net: &posteriors[l],
+                    step: (l + 1 < count).then(|| [&hh[l], &ih[l]]),
+                    pooled: &pooled,
+                    pooled_condition: None,
+                    eps: Some(&eps),
+                    state,
+                    prior,
+                    posterior,
+                    z,
+                    kl,
+                })
+                .collect();
+            let [state_in, prior_in, posterior_in] = &mut scratch;
+            let scratch = ChainScratch { state_in, prior_in, posterior_in };
+            cuda.chain_fwd(&mut chain, scratch, Drive::Posterior, 1.0, &dims, rows);
+            read(cuda, results, &[(&z[count - 1], rows * latent), (&kl[count - 1], rows)]);
         }),
     })
 }

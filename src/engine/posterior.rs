@@ -13,6 +13,7 @@ use crate::generate::session::upload_latents;
 use crate::model::Model;
 use crate::model::acts::{ChainActs, Keep, StackActs};
 use crate::model::encode::{EncoderBatch, Row};
+use crate::model::latent::{Drive, Noise};
 
 /// What the posterior nets make of rows, and of the chain states that latents lead to. Their sum for row `n` and latents
 /// `m` is the mean and the log-variance of `q(z_l | x_n, z_<l)` at the `z_<l` of `m`.
@@ -34,17 +35,13 @@ pub(super) fn posterior_parts<B: Backend>(
     let mut acts = StackActs::new(backend, dims, batch.tokens.count, Keep::Last)?;
     let mut chain = ChainActs::new(backend, dims, count, batch.tokens.count, Keep::Last)?;
     model.encode_fwd(&mut acts, &mut chain, &batch, 1, &mut |_, _| {});
-    // the states of a new chain are 0
-    for l in 0..dims.layers {
-        model.posterior_fwd(&mut chain, l, count);
-    }
+    let noise = Noise { eps: None, scale: 0.0 };
+    // the latents of a new chain are 0, and so are the states that they lead to
+    model.chain_fwd(&mut chain, Drive::Given, &noise, count);
     let of_rows = read_layers(backend, &chain.posterior, count, 2 * dims.latent);
     // the same chain over nothing but the latents
     let mut chain = ChainActs::new(backend, dims, count, 0, Keep::Last)?;
     chain.z = upload_latents(backend, z)?;
-    for l in 0..dims.layers {
-        model.posterior_fwd(&mut chain, l, count);
-        model.step_fwd(&mut chain, l, count);
-    }
+    model.chain_fwd(&mut chain, Drive::Given, &noise, count);
     Ok(PosteriorParts { rows: of_rows, states: read_layers(backend, &chain.posterior, count, 2 * dims.latent) })
 }

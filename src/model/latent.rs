@@ -11,18 +11,10 @@
 use super::acts::ChainActs;
 use super::block::Plain;
 use super::{Model, Params};
-use crate::backend::Backend;
+pub use crate::backend::Drive;
+use crate::backend::{Backend, ChainLayer, ChainScratch};
 use crate::dims::Dims;
 use crate::error::Result;
-
-/// Which distribution the latents are drawn from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drive {
-    /// The posterior of a sentence.
-    Posterior,
-    /// The prior, of a condition if the model has one.
-    Prior,
-}
 
 /// How far latents lie from their means.
 pub struct Noise<'a, B: Backend> {
@@ -84,24 +76,30 @@ impl<B: Backend> ChainGradient<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Runs the chain over `rows` rows, given `acts.pooled` and `acts.pooled_condition` as far as the drive needs them.
-    /// Driven by the posterior it also fills `acts.kl`.
+    /// Runs the chain over `rows` rows, given `acts.pooled` and `acts.pooled_condition` as far as the drive needs them, and
+    /// with [`Drive::Given`] `acts.z`. Unless driven by the prior it also fills `acts.kl`.
     pub fn chain_fwd(&self, acts: &mut ChainActs<B>, drive: Drive, noise: &Noise<'_, B>, rows: usize) {
-        let (backend, latent) = (&self.backend, self.config.dims.latent);
-        for l in 0..self.config.dims.layers {
-            self.prior_fwd(acts, l, rows);
-            if drive == Drive::Posterior {
-                self.posterior_fwd(acts, l, rows);
-                backend.kl_fwd(&mut acts.kl[l], &acts.posterior[l], &acts.prior[l], rows, latent);
-            }
-            let gaussian = match drive {
-                Drive::Posterior => &acts.posterior[l],
-                Drive::Prior => &acts.prior[l],
-            };
-            let eps = noise.eps.map(|eps| &eps[l]);
-            backend.reparameterize_fwd(&mut acts.z[l], gaussian, eps, noise.scale, rows, latent);
-            self.step_fwd(acts, l, rows);
-        }
+        let ChainActs { pooled, pooled_condition, states, prior, posterior, z, kl, .. } = acts;
+        let written = states.iter_mut().zip(prior).zip(posterior).zip(z).zip(kl);
+        let mut layers: Vec<_> = written
+            .enumerate()
+            .map(|(l, ((((state, prior), posterior), z), kl))| ChainLayer {
+                prior_net: &self.params.prior[l],
+                posterior_net: &self.params.posterior[l],
+                step: self.params.chain.get(l).map(|step| [&step.hh, &step.ih]),
+                pooled: &pooled[l],
+                pooled_condition: pooled_condition.get(l),
+                eps: noise.eps.map(|eps| &eps[l]),
+                state,
+                prior,
+                posterior,
+                z,
+                kl,
+            })
+            .collect();
+        let ChainActs { state_in, prior_in, posterior_in, .. } = acts;
+        let scratch = ChainScratch { state_in, prior_in, posterior_in };
+        self.backend.chain_fwd(&mut layers, scratch, drive, noise.scale, &self.config.dims, rows);
     }
 
     /// The backward pass of [`chain_fwd`](Self::chain_fwd) driven by the posterior: from `d.z`, and from the divergences,
@@ -137,23 +135,11 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// The state after layer `l`, which the last layer has none of, from the one before and `acts.z`.
-    pub(crate) fn step_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
-        let (backend, Some(step)) = (&self.backend, self.params.chain.get(l)) else { return };
-        backend.latent_linear_fwd(&mut acts.state_in, &acts.states[l], &step.hh, rows, false);
-        backend.latent_linear_fwd(&mut acts.state_in, &acts.z[l], &step.ih, rows, true);
-        backend.tanh_fwd(&mut acts.states[l + 1], &acts.state_in, rows * self.config.dims.latent);
-    }
-
-    fn prior_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
-        self.prior_input_fwd(acts, l, rows);
-        self.backend.latent_linear_fwd(&mut acts.prior[l], &acts.prior_in, &self.params.prior[l], rows, false);
-    }
-
     /// What the prior net reads is put together again: one layer's at a time is kept.
     fn prior_bwd(&self, d: &mut ChainGradient<B>, dw: &mut B::Real, acts: &mut ChainActs<B>, l: usize, rows: usize) {
         let (backend, dims) = (&self.backend, &self.config.dims);
-        self.prior_input_fwd(acts, l, rows);
+        let (condition, state) = (acts.pooled_condition.get(l), &acts.states[l]);
+        backend.chain_input_fwd(&mut acts.prior_in, condition, None, state, dims, rows);
         backend.zero_real(&mut d.prior_in, rows * dims.prior_inputs());
         backend.latent_linear_bwd(&mut d.prior_in, dw, &d.prior, &acts.prior_in, &self.params.prior[l], rows);
         let state = (&mut d.states[l], dims.latent);
@@ -161,22 +147,6 @@ impl<B: Backend> Model<B> {
             Some(condition) => backend.concat_bwd(&mut [(condition, dims.hidden), state], &d.prior_in, rows),
             None => backend.concat_bwd(&mut [state], &d.prior_in, rows),
         }
-    }
-
-    fn prior_input_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
-        let dims = &self.config.dims;
-        let state = (&acts.states[l], dims.latent);
-        match acts.pooled_condition.get(l) {
-            Some(condition) => self.backend.concat_fwd(&mut acts.prior_in, &[(condition, dims.hidden), state], rows),
-            None => self.backend.concat_fwd(&mut acts.prior_in, &[state], rows),
-        }
-    }
-
-    /// The posterior of layer `l`, given its state and what was pooled.
-    pub(crate) fn posterior_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
-        self.posterior_input_fwd(acts, l, rows);
-        let (y, input) = (&mut acts.posterior[l], &acts.posterior_in);
-        self.backend.latent_linear_fwd(y, input, &self.params.posterior[l], rows, false);
     }
 
     fn posterior_bwd(
@@ -188,7 +158,8 @@ impl<B: Backend> Model<B> {
         rows: usize,
     ) {
         let (backend, dims) = (&self.backend, &self.config.dims);
-        self.posterior_input_fwd(acts, l, rows);
+        let (condition, sentence) = (acts.pooled_condition.get(l), Some(&acts.pooled[l]));
+        backend.chain_input_fwd(&mut acts.posterior_in, condition, sentence, &acts.states[l], dims, rows);
         backend.zero_real(&mut d.posterior_in, rows * dims.posterior_inputs());
         let (dx, x, w) = (&mut d.posterior_in, &acts.posterior_in, &self.params.posterior[l]);
         backend.latent_linear_bwd(dx, dw, &d.posterior, x, w, rows);
@@ -196,16 +167,6 @@ impl<B: Backend> Model<B> {
         match d.pooled_condition.get_mut(l) {
             Some(condition) => backend.concat_bwd(&mut [(condition, dims.hidden), sentence, state], dx, rows),
             None => backend.concat_bwd(&mut [sentence, state], dx, rows),
-        }
-    }
-
-    fn posterior_input_fwd(&self, acts: &mut ChainActs<B>, l: usize, rows: usize) {
-        let dims = &self.config.dims;
-        let (sentence, state) = ((&acts.pooled[l], dims.hidden), (&acts.states[l], dims.latent));
-        let input = &mut acts.posterior_in;
-        match acts.pooled_condition.get(l) {
-            Some(condition) => self.backend.concat_fwd(input, &[(condition, dims.hidden), sentence, state], rows),
-            None => self.backend.concat_fwd(input, &[sentence, state], rows),
         }
     }
 }

@@ -158,6 +158,41 @@ fn what_it_cannot_do_is_an_error() {
     assert!(cuda.status().is_ok());
 }
 
+/// A recorded step over caches that grow takes their lengths from the device, also where that is one more block's work.
+#[test]
+fn a_recorded_step_reads_a_growing_cache() {
+    use della::backend::{AttentionDims, Backend, CacheRows, Recordings, Spans};
+    use della::reference::Reference;
+    use util::close::{Tolerance, assert_close};
+    use util::op::{act, ids, read_act, stale_act};
+
+    fn steps<B: Backend>(b: &B) -> Vec<f64> {
+        let (dims, capacity) = (AttentionDims { heads: 2, head_dim: 16 }, 140);
+        let cached = |seed| act(b, &util::normal(seed, 2 * capacity * dims.width()));
+        let (mut keys, mut values, mut y) = (cached(1), cached(2), stale_act(b, 2 * dims.width()));
+        let spans = Spans::of_lengths(b, [1, 1]).unwrap();
+        let mut rows = CacheRows { spans, slots: ids(b, &[1, 0]), past: ids(b, &[0, 0]), capacity };
+        let (mut recordings, mut outputs) = (Recordings::default(), Vec::new());
+        let mut qkv = stale_act(b, 6 * dims.width());
+        for step in 0..6 {
+            b.write_ids(&mut rows.past, &[61 + step, 125 + step]);
+            b.write_act(&mut qkv, &util::normal(3 + u64::from(step), 6 * dims.width()));
+            b.repeat(&mut recordings, &[2], &mut || {
+                b.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &rows, dims);
+            });
+            outputs.extend(read_act(b, &y, 2 * dims.width()));
+        }
+        outputs
+    }
+    let wanted = steps(&Reference);
+    for schedule in [Schedule::ALL[0], Schedule::ALL[4]] {
+        let cuda = device(Dtype::F32, 2, schedule, "");
+        let found = steps(&cuda);
+        cuda.status().unwrap();
+        assert_close("attention in recorded steps", &found, &wanted, Tolerance { factor: 8.0, terms: 16 });
+    }
+}
+
 /// The device draws what the host draws, with every rule.
 #[test]
 fn tokens_are_drawn_on_the_device() {

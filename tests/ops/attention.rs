@@ -101,6 +101,17 @@ fn cached_attention_is_attention() {
     }
 }
 
+/// Steps of one token a row at most, on both sides of lengths at which the GPU has one more block for the keys.
+#[test]
+fn cached_attention_over_long_rows() {
+    for (heads, head_dim) in [(2, 16), (1, 64), (3, 8), (1, 7), (2, 80), (1, 256)] {
+        let whole = Attention { lengths: &[66, 194], dims: AttentionDims { heads, head_dim } };
+        let steps = &[[60, 190], [1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 0]];
+        let tolerance = Tolerance { factor: 8.0, terms: head_dim };
+        check(&format!("cached attention {heads}x{head_dim}"), &Cached { whole, steps }, tolerance, &machines());
+    }
+}
+
 /// Drops a third.
 fn dropped() -> Mask {
     Mask::new(0.33, 1, 2, 3)

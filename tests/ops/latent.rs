@@ -1,6 +1,7 @@
 //! Pooling, the latent chain and fusion.
 
-use della::backend::Backend;
+use della::backend::{Backend, ChainLayer, ChainScratch, Drive, Matrix, Role};
+use della::dims::Dims;
 
 use crate::util::close::Tolerance;
 use crate::util::normal;
@@ -116,4 +117,91 @@ impl Op for ConcatFuse {
 #[test]
 fn concatenation_and_fusion() {
     check("parts", &ConcatFuse, Tolerance::sum(1), &machines());
+}
+
+/// The chain through all layers, with and without a condition.
+struct Chain {
+    rows: usize,
+    dims: Dims,
+    drive: Drive,
+    noise: bool,
+}
+
+impl Chain {
+    fn new(rows: usize, [layers, hidden, latent]: [usize; 3], conditional: bool) -> Self {
+        let dims = Dims { vocab: 1, positions: 1, hidden, heads: 1, inner: 1, layers, latent, conditional };
+        Chain { rows, dims, drive: Drive::Posterior, noise: true }
+    }
+}
+
+impl Op for Chain {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
+        let Chain { rows, dims, drive, noise } = *self;
+        let (hidden, latent) = (rows * dims.hidden, rows * dims.latent);
+        let net = |seed: usize, outputs: usize, inputs: usize| {
+            let data: Vec<f32> =
+                normal(seed as u64, outputs * inputs).iter().map(|w| w / (inputs as f32).sqrt()).collect();
+            b.weight(Matrix { data: &data, rows: outputs, cols: inputs }, Role::Latent).unwrap()
+        };
+        let layers = |make: &dyn Fn(usize) -> B::Real| (0..dims.layers).map(make).collect::<Vec<_>>();
+        let numbers = |first: u64, len: usize| layers(&|l| real(b, &normal(first + l as u64, len)));
+        let priors: Vec<_> = (0..dims.layers).map(|l| net(200 + l, 2 * dims.latent, dims.prior_inputs())).collect();
+        let posteriors: Vec<_> =
+            (0..dims.layers).map(|l| net(220 + l, 2 * dims.latent, dims.posterior_inputs())).collect();
+        let [hh, ih] = [240, 260]
+            .map(|seed| (1..dims.layers).map(|l| net(seed + l, dims.latent, dims.latent)).collect::<Vec<_>>());
+        let (pooled, condition, eps) = (numbers(280, hidden), numbers(300, hidden), numbers(320, latent));
+        let mut states = layers(&|l| if l == 0 { b.real(latent).unwrap() } else { stale(b, latent) });
+        let (mut prior, mut posterior) = (layers(&|_| stale(b, 2 * latent)), layers(&|_| stale(b, 2 * latent)));
+        let mut z = if drive == Drive::Given { numbers(340, latent) } else { layers(&|_| stale(b, latent)) };
+        let mut kl = layers(&|_| stale(b, rows));
+        let written = states.iter_mut().zip(&mut prior).zip(&mut posterior).zip(&mut z).zip(&mut kl);
+        let mut chain: Vec<_> = written
+            .enumerate()
+            .map(|(l, ((((state, prior), posterior), z), kl))| ChainLayer {
+                prior_net: &priors[l],
+                posterior_net: &posteriors[l],
+                step: hh.get(l).zip(ih.get(l)).map(|(hh, ih)| [hh, ih]),
+                pooled: &pooled[l],
+                pooled_condition: dims.conditional.then(|| &condition[l]),
+                eps: noise.then(|| &eps[l]),
+                state,
+                prior,
+                posterior,
+                z,
+                kl,
+            })
+            .collect();
+        let inputs = [latent, rows * dims.prior_inputs(), rows * dims.posterior_inputs()];
+        let [mut state_in, mut prior_in, mut posterior_in] = inputs.map(|len| stale(b, len));
+        let scratch =
+            ChainScratch { state_in: &mut state_in, prior_in: &mut prior_in, posterior_in: &mut posterior_in };
+        b.chain_fwd(&mut chain, scratch, drive, 0.7, &dims, rows);
+        let all = |buffers: &[B::Real], len| buffers.iter().flat_map(|x| read(b, x, len)).collect::<Vec<_>>();
+        let mut outputs = vec![("states", all(&states, latent)), ("prior", all(&prior, 2 * latent))];
+        outputs.push(("z", all(&z, latent)));
+        if drive != Drive::Prior {
+            outputs.extend([("posterior", all(&posterior, 2 * latent)), ("kl", all(&kl, rows))]);
+        }
+        outputs
+    }
+}
+
+#[test]
+fn the_chain_through_all_layers() {
+    for (rows, sizes) in
+        [(1, [1, 1, 1]), (3, [2, 5, 3]), (5, [3, 16, 8]), (9, [2, 33, 7]), (4, [4, 48, 12]), (6, [2, 200, 40])]
+    {
+        for conditional in [false, true] {
+            for (drive, noise) in
+                [(Drive::Posterior, true), (Drive::Posterior, false), (Drive::Prior, true), (Drive::Given, false)]
+            {
+                let op = Chain { drive, noise, ..Chain::new(rows, sizes, conditional) };
+                let what = format!("chain {rows}x{sizes:?} by {drive:?}, condition {conditional}, noise {noise}");
+                // what a layer is off, the ones above it are off too
+                let tolerance = Tolerance { factor: 32.0, terms: sizes[0] * op.dims.posterior_inputs() };
+                check(&what, &op, tolerance, &machines());
+            }
+        }
+    }
 }

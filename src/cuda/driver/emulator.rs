@@ -68,6 +68,8 @@ struct Runtime {
     launch: Launch,
     map_tensor: MapTensor,
     functions: RwLock<Vec<Loaded>>,
+    /// Held by a launch: kernels run one after the other, whoever launches them.
+    turn: Mutex<()>,
     threads: usize,
     schedule: Schedule,
 }
@@ -112,7 +114,8 @@ impl Emulator {
         let map_tensor = symbol::<MapTensor>(&library, &path, b"emulator_tensor_map\0")?;
         // its threads outlive the device, so it stays loaded
         std::mem::forget(library);
-        let runtime = Runtime { launch, map_tensor, functions: RwLock::default(), threads, schedule };
+        let (functions, turn) = (RwLock::default(), Mutex::default());
+        let runtime = Runtime { launch, map_tensor, functions, turn, threads, schedule };
         Ok(Emulator { runtime: std::sync::Arc::new(runtime), compiler, recording: Mutex::default() })
     }
 
@@ -160,6 +163,7 @@ impl Runtime {
         let block = [geometry.block, 1, 1];
         let mut message = [0u8; 1024];
         let mut values = pointers(args);
+        let _turn = lock(&self.turn);
         // SAFETY: the entry belongs to a library that is never unloaded; sizes and the message's room are as given; what the
         // arguments point to is the caller's promise.
         let failed = unsafe {

@@ -2,7 +2,7 @@
 
 use super::{bounds, first, mask, whole};
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
-use crate::cuda::registry::Problem;
+use crate::cuda::registry::{self, Problem};
 use crate::cuda::{Buffer, Cuda, int};
 use crate::rng::Mask;
 
@@ -63,13 +63,16 @@ impl AttentionOps for Cuda {
         rows: &CacheRows<Cuda>,
         dims: AttentionDims,
     ) {
-        let (spans, problem) = (&rows.spans, self.over_spans(&rows.spans, dims));
+        let spans = &rows.spans;
+        let problem = Problem { keys: rows.capacity, ..self.over_spans(spans, dims) };
+        let Some(parts) = self.scratch(registry::parts_len(&problem), 4) else { return };
         let (slots, past) = (first(&rows.slots, spans.rows), first(&rows.past, spans.rows));
         let sizes = [int(rows.capacity), int(dims.heads), int(dims.head_dim)];
         let (keys, values, qkv, bounds) = (whole(keys), whole(values), whole(qkv), bounds(spans));
         let [capacity, heads, head_dim] = sizes;
         self.launch("cache_append", problem, &[keys, values, qkv, bounds, slots, past, capacity, heads, head_dim]);
-        let args = [whole(y), keys, values, qkv, bounds, slots, past, capacity, heads, head_dim];
+        let (parts, counters) = (whole(&parts), whole(&self.counters));
+        let args = [whole(y), keys, values, qkv, bounds, slots, past, parts, counters, capacity, heads, head_dim];
         self.launch("attention_decode", problem, &args);
     }
 }
@@ -77,6 +80,7 @@ impl AttentionOps for Cuda {
 impl Cuda {
     fn over_spans(&self, spans: &Spans<Cuda>, dims: AttentionDims) -> Problem {
         let types = self.act_types();
-        Problem { types, rows: spans.longest, cols: dims.head_dim, depth: dims.heads, batch: spans.rows }
+        let matrix = Problem::matrix(types, spans.longest, dims.head_dim);
+        Problem { depth: dims.heads, batch: spans.rows, ..matrix }
     }
 }

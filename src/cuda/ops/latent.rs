@@ -1,10 +1,11 @@
 //! Pooling, the latent chain and fusion into the decoder.
 
 use super::{bounds, first, whole};
-use crate::backend::{LatentOps, Spans};
-use crate::cuda::driver::Arg;
+use crate::backend::{ChainLayer, ChainScratch, Drive, LatentOps, Spans};
+use crate::cuda::driver::{Address, Arg};
 use crate::cuda::registry::{Problem, Types};
-use crate::cuda::{Buffer, Cuda, int, or_null};
+use crate::cuda::{Buffer, Cuda, Weight, int, or_null};
+use crate::dims::Dims;
 
 impl LatentOps for Cuda {
     fn pool_fwd(&self, y: &mut Buffer, scores: &mut Buffer, x: &Buffer, w: &Buffer, spans: &Spans<Cuda>, width: usize) {
@@ -132,6 +133,33 @@ impl LatentOps for Cuda {
         self.launch("kl_bwd", Problem::matrix(Types::F32, rows, latent), &args);
     }
 
+    fn chain_fwd(
+        &self,
+        layers: &mut [ChainLayer<'_, Cuda>],
+        _scratch: ChainScratch<'_, Cuda>,
+        drive: Drive,
+        scale: f32,
+        dims: &Dims,
+        rows: usize,
+    ) {
+        let steps = layers.iter().take(layers.len().saturating_sub(1)).all(|layer| layer.step.is_some());
+        assert!(steps, "every layer but the last leads to the next");
+        let Some(table) = self.scratch(PLACES * layers.len(), 8) else { return };
+        let of_layers: Vec<Address> = layers.iter().flat_map(|layer| places(layer, dims, rows)).collect();
+        self.write(&table, of_layers.iter().map(|address| address.to_ne_bytes()));
+        let args = [
+            whole(&table),
+            int(layers.len()),
+            Arg::Int(drive as i32),
+            Arg::Float(scale),
+            int(rows),
+            int(dims.hidden),
+            int(dims.latent),
+        ];
+        let problem = Problem::matrix(Types::F32, rows, dims.latent);
+        self.launch("chain_fwd", Problem { depth: dims.posterior_inputs(), batch: layers.len(), ..problem }, &args);
+    }
+
     fn mask_fwd(&self, y: &mut Buffer, x: &Buffer, mask: &Buffer, len: usize) {
         let args = [first(y, len), first(x, len), first(mask, len), int(len)];
         self.launch("mask_fwd", Problem::flat(Types::F32, len), &args);
@@ -148,6 +176,32 @@ impl LatentOps for Cuda {
         let args = [whole(de_acc), whole(dh), first(slots, rows), bounds(spans), int(rows), int(width)];
         self.launch("fuse_bwd", Problem { batch: rows, ..Problem::matrix(Cuda::types_of(dh), 1, width) }, &args);
     }
+}
+
+/// Addresses of a layer: `ChainLayer` in `kernels/latent/chain_fwd_v01_rows.cu`.
+const PLACES: usize = 12;
+
+/// Where a layer of the chain lies; 0 is what it does not have.
+fn places(layer: &ChainLayer<'_, Cuda>, dims: &Dims, rows: usize) -> [Address; PLACES] {
+    let (hidden, latent) = (rows * dims.hidden, rows * dims.latent);
+    let weight = |w: &Weight, outputs: usize, inputs: usize| w.buffer.first(outputs * inputs);
+    let optional = |buffer: Option<&Buffer>, len: usize| buffer.map_or(0, |buffer| buffer.first(len));
+    let [hh, ih] = layer.step.map_or([0, 0], |step| step.map(|w| weight(w, dims.latent, dims.latent)));
+    let prior_inputs = dims.latent + layer.pooled_condition.map_or(0, |_| dims.hidden);
+    [
+        weight(layer.prior_net, 2 * dims.latent, prior_inputs),
+        weight(layer.posterior_net, 2 * dims.latent, prior_inputs + dims.hidden),
+        hh,
+        ih,
+        optional(layer.pooled_condition, hidden),
+        layer.pooled.first(hidden),
+        optional(layer.eps, latent),
+        layer.state.first(latent),
+        layer.z.first(latent),
+        layer.prior.first(2 * latent),
+        layer.posterior.first(2 * latent),
+        layer.kl.first(rows),
+    ]
 }
 
 impl Cuda {
