@@ -34,7 +34,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use driver::{Address, Arg, Driver, Tiling};
 use graph::Recorded;
-use registry::{Forced, Layout, Problem, Types};
+use registry::{Forced, Kernel, Layout, Problem, Types};
 use source::Sources;
 
 /// A GPU, or the CPU in its place.
@@ -71,12 +71,12 @@ impl Cuda {
         Ok(Cuda { driver, memory, kernels, dtype, failure: OnceLock::new(), staging: Mutex::default() })
     }
 
-    /// The same device and memory, on which other variants are forced.
-    pub fn forcing(&self, forced: Forced) -> Self {
+    /// The same device and memory, on which `kernel` is taken wherever it computes what is asked.
+    fn trying(&self, kernel: &'static Kernel) -> Self {
         Cuda {
             driver: self.driver.clone(),
             memory: self.memory.clone(),
-            kernels: self.kernels.forcing(forced),
+            kernels: self.kernels.trying(kernel),
             dtype: self.dtype,
             failure: OnceLock::new(),
             staging: Mutex::default(),

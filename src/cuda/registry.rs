@@ -450,6 +450,11 @@ pub const VARIANT_VAR: &str = "DELLA_VARIANT";
 pub struct Forced(Vec<(&'static str, &'static Kernel)>);
 
 impl Forced {
+    /// `kernel` alone.
+    pub fn only(kernel: &'static Kernel) -> Self {
+        Forced(vec![(kernel.op, kernel)])
+    }
+
     /// Parses `op=variant,op=variant`.
     ///
     /// # Errors
