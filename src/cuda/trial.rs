@@ -286,7 +286,7 @@ fn sampling(cuda: &Cuda, rows: usize, vocab: usize) -> Result<Case> {
                 history: &[],
             };
             let mut tokens = vec![0; rows];
-            cuda.sample(&mut tokens, &logits, &(0..rows).map(draw).collect::<Vec<_>>(), vocab);
+            cuda.sample(&mut tokens, &logits, (0..rows).map(draw), vocab);
             results.into_iter().for_each(|results| results.push(tokens.iter().map(|&token| token as f32).collect()));
         }),
     })

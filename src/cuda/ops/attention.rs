@@ -77,6 +77,6 @@ impl AttentionOps for Cuda {
 impl Cuda {
     fn over_spans(&self, spans: &Spans<Cuda>, dims: AttentionDims) -> Problem {
         let types = self.act_types();
-        Problem { types, rows: spans.longest, cols: dims.head_dim, depth: dims.heads, batch: spans.rows }
+        Problem { depth: dims.heads, batch: spans.rows, ..Problem::matrix(types, spans.longest, dims.head_dim) }
     }
 }
