@@ -53,6 +53,7 @@ mod della;
 pub mod dims;
 pub mod dtype;
 pub mod engine;
+mod env;
 pub mod error;
 pub mod eval;
 pub mod generate;

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 /// Which modules each module may use, beside itself. The backends never see each other, the model never sees a backend
 /// that computes, and only `engine` names them all; `bench` measures the CPU's kernels one by one.
 const MAY_USE: [(&[&str], &[&str]); 12] = [
-    (&["error", "dims", "dtype", "tree", "rng"], &["error", "dims", "dtype", "tree", "rng"]),
+    (&["error", "dims", "dtype", "tree", "rng", "env"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["backend", "io", "chart"], &["error", "dims", "dtype", "tree", "rng"]),
     (&["text"], &["error", "dims", "dtype", "tree", "rng", "io"]),
-    (&["reference", "cpu", "cuda"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
+    (&["reference", "cpu", "cuda"], &["error", "dims", "dtype", "tree", "rng", "env", "backend", "io", "text"]),
     (&["model"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text"]),
     (&["generate", "latent", "learn"], &["error", "dims", "dtype", "tree", "rng", "backend", "io", "text", "model"]),
     (&["builtin"], &["error", "io", "text", "model"]),

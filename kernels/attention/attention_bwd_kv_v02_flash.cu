@@ -17,31 +17,29 @@ KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_kv(bf16* __restrict__ dqkv, const 
                                                  int head_dim) {
     DYNAMIC_SHARED(Shared, shared);
     Tile(&queries)[2] = shared->queries, (&slopes)[2] = shared->slopes, &outputs = shared->outputs;
-    const int tile = blockIdx.x, head = blockIdx.y, row = blockIdx.z;  // those with the most queries begin first
-    const int start = bounds[2 * row], length = (int)bounds[2 * row + 1] - start, first = tile * TILE;
-    if (first >= length) return;  // the whole block
-    const int width = heads * HEAD, thread = threadIdx.x, lane = lane_in_warp(), t = lane % 4;
-    const size_t stride = 3 * (size_t)width;
-    const bf16* of_head = qkv + start * stride + head * HEAD;
-    const size_t token = (size_t)start * width + head * HEAD;
+    const int tile = blockIdx.x;  // those with the most queries begin first
+    const Part at = part_of(qkv, bounds, heads, tile);
+    if (at.first >= at.length) return;  // the whole block
+    const int thread = threadIdx.x, lane = lane_in_warp(), t = lane % 4;
+    const size_t token = (size_t)at.start * at.width + at.head * HEAD;
     const Mask mask = {key0, key1, threshold, factor};
     const int of_warp = 16 * warp_in_block(), key = of_warp + lane / 4;  // and key + 8, in the tile
-    const u64 mask_row = (u64)start * heads + head;
+    const u64 mask_row = (u64)at.start * heads + at.head;
 
     auto load = [&](int k) {
-        load_tile(queries[k % 2], of_head + k * TILE * stride, stride, length - k * TILE);
-        load_tile(slopes[k % 2], dy + token + (size_t)k * TILE * width, width, length - k * TILE);
+        load_tile(queries[k % 2], at.of_head + k * TILE * at.stride, at.stride, at.length - k * TILE);
+        load_tile(slopes[k % 2], dy + token + (size_t)k * TILE * at.width, at.width, at.length - k * TILE);
     };
     auto load_outputs = [&](int k) {
-        load_tile(outputs, y + token + (size_t)k * TILE * width, width, length - k * TILE);
+        load_tile(outputs, y + token + (size_t)k * TILE * at.width, at.width, at.length - k * TILE);
     };
     // A query that is not there has no weight.
     auto load_log = [&](int k) {
         const int n = k * TILE + thread / 2;
-        return n < length ? lse[mask_row + (u64)n * heads] * LOG2_E : INF;
+        return n < at.length ? lse[mask_row + (u64)n * heads] * LOG2_E : INF;
     };
-    load_tile(shared->keys, of_head + first * stride + width, stride, length - first);
-    load_tile(shared->values, of_head + first * stride + 2 * width, stride, length - first);
+    load_tile(shared->keys, at.of_head + at.first * at.stride + at.width, at.stride, at.length - at.first);
+    load_tile(shared->values, at.of_head + at.first * at.stride + 2 * at.width, at.stride, at.length - at.first);
     load(tile);
     load_outputs(tile);
     float log_sum = load_log(tile);
@@ -50,7 +48,7 @@ KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_kv(bf16* __restrict__ dqkv, const 
     __syncthreads();
 
     Product dkeys = {}, dvalues = {};
-    const int tiles = (length + TILE - 1) / TILE;
+    const int tiles = (at.length + TILE - 1) / TILE;
     for (int k = tile; k < tiles; k++) {
         const int place = thread / 2 * PITCH + thread % 2 * 32;
         float mean = dot_of_16(slopes[k % 2] + place, outputs + place) +
@@ -83,7 +81,7 @@ KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_kv(bf16* __restrict__ dqkv, const 
             u32 dropped[4] = {};
             float kept = 1.0f;
             if (mask.threshold != 0) {
-                dropped_of_keys<4>(dropped, mask, mask_row + (u64)(k * TILE + part) * heads, heads, first + of_warp);
+                dropped_of_keys<4>(dropped, mask, mask_row + (u64)(k * TILE + part) * heads, heads, at.first + of_warp);
                 kept = mask.factor;
             }
 #pragma unroll
@@ -109,8 +107,8 @@ KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_kv(bf16* __restrict__ dqkv, const 
         cp_async_wait<0>();
         __syncthreads();
     }
-    bf16* to = dqkv + (start + first) * stride + head * HEAD;
+    bf16* to = dqkv + (at.start + at.first) * at.stride + at.head * HEAD;
     const float kept = mask.threshold != 0 ? mask.factor : 1.0f;
-    store_rows(to + width, stride, length - first, queries[0], dkeys, SCORE_SCALE, SCORE_SCALE);
-    store_rows(to + 2 * width, stride, length - first, slopes[0], dvalues, kept, kept);
+    store_rows(to + at.width, at.stride, at.length - at.first, queries[0], dkeys, SCORE_SCALE, SCORE_SCALE);
+    store_rows(to + 2 * at.width, at.stride, at.length - at.first, slopes[0], dvalues, kept, kept);
 }

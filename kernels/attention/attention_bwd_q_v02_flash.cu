@@ -12,35 +12,33 @@ KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_q(bf16* __restrict__ dqkv, const b
                                                 int head_dim) {
     __shared__ __align__(16) Tile keys[2], values[2];
     // Those with the most keys begin first.
-    const int tile = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, row = blockIdx.z;
-    const int start = bounds[2 * row], length = (int)bounds[2 * row + 1] - start, first = tile * TILE;
-    if (first >= length) return;  // the whole block
-    const int width = heads * HEAD, lane = lane_in_warp(), t = lane % 4;
-    const size_t stride = 3 * (size_t)width;
-    const bf16* of_head = qkv + start * stride + head * HEAD;
-    const bf16* slopes = dy + (size_t)start * width + head * HEAD;
-    const bf16* outputs = y + (size_t)start * width + head * HEAD;
+    const int tile = gridDim.x - 1 - blockIdx.x;
+    const Part at = part_of(qkv, bounds, heads, tile);
+    if (at.first >= at.length) return;  // the whole block
+    const int lane = lane_in_warp(), t = lane % 4;
+    const bf16* slopes = dy + (size_t)at.start * at.width + at.head * HEAD;
+    const bf16* outputs = y + (size_t)at.start * at.width + at.head * HEAD;
     const Mask mask = {key0, key1, threshold, factor};
     const int of_warp = 16 * warp_in_block(), query = of_warp + lane / 4;  // and query + 8, in the tile
-    const u64 mask_row = (u64)(start + first + query) * heads + head;
+    const u64 mask_row = mask_row_of(at, query);
 
     auto load = [&](int k) {
-        load_tile(keys[k % 2], of_head + k * TILE * stride + width, stride, length - k * TILE);
-        load_tile(values[k % 2], of_head + k * TILE * stride + 2 * width, stride, length - k * TILE);
+        load_tile(keys[k % 2], at.of_head + k * TILE * at.stride + at.width, at.stride, at.length - k * TILE);
+        load_tile(values[k % 2], at.of_head + k * TILE * at.stride + 2 * at.width, at.stride, at.length - k * TILE);
         cp_async_commit();
     };
     // Queries and slopes pass through the second stage.
-    load_tile(keys[1], of_head + first * stride, stride, length - first);
-    load_tile(values[1], slopes + (size_t)first * width, width, length - first);
+    load_tile(keys[1], at.of_head + at.first * at.stride, at.stride, at.length - at.first);
+    load_tile(values[1], slopes + (size_t)at.first * at.width, at.width, at.length - at.first);
     load(0);
     float log_sum[2], mean[2];  // the logarithm to base 2
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const int n = first + query + 8 * h;
-        const bool inside = n < length;
+        const int n = at.first + query + 8 * h;
+        const bool inside = n < at.length;
         log_sum[h] = inside ? lse[mask_row + 8 * h * (u64)heads] * LOG2_E : 0.0f;
-        mean[h] = quad_sum(inside ? dot_of_16(slopes + (size_t)n * width + 16 * t, outputs + (size_t)n * width + 16 * t)
-                                  : 0.0f);
+        const size_t place = (size_t)n * at.width + 16 * t;
+        mean[h] = quad_sum(inside ? dot_of_16(slopes + place, outputs + place) : 0.0f);
     }
     cp_async_wait<0>();
     __syncthreads();
@@ -84,6 +82,6 @@ KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_q(bf16* __restrict__ dqkv, const b
         if (k < tile) cp_async_wait<0>();
         __syncthreads();
     }
-    store_rows(dqkv + (start + first) * stride + head * HEAD, stride, length - first, keys[0], sums, SCORE_SCALE,
-               SCORE_SCALE);
+    bf16* to = dqkv + (at.start + at.first) * at.stride + at.head * HEAD;
+    store_rows(to, at.stride, at.length - at.first, keys[0], sums, SCORE_SCALE, SCORE_SCALE);
 }

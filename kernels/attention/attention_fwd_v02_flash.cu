@@ -10,22 +10,20 @@ KERNEL BOUNDS(FLASH_THREADS, 4) attention_fwd(bf16* __restrict__ y, float* __res
                                               float factor, const u32* __restrict__ bounds, int heads, int head_dim) {
     __shared__ __align__(16) Tile queries, keys[2], values[2];
     // Those with the most keys begin first.
-    const int tile = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, row = blockIdx.z;
-    const int start = bounds[2 * row], length = (int)bounds[2 * row + 1] - start, first = tile * TILE;
-    if (first >= length) return;  // the whole block
-    const int width = heads * HEAD, lane = lane_in_warp(), t = lane % 4;
-    const size_t stride = 3 * (size_t)width;
-    const bf16* of_head = qkv + start * stride + head * HEAD;
+    const int tile = gridDim.x - 1 - blockIdx.x;
+    const Part at = part_of(qkv, bounds, heads, tile);
+    if (at.first >= at.length) return;  // the whole block
+    const int lane = lane_in_warp(), t = lane % 4;
     const Mask mask = {key0, key1, threshold, factor};
     const int of_warp = 16 * warp_in_block(), query = of_warp + lane / 4;  // and query + 8, in the tile
-    const u64 mask_row = (u64)(start + first + query) * heads + head;
+    const u64 mask_row = mask_row_of(at, query);
 
     auto load = [&](int k) {
-        load_tile(keys[k % 2], of_head + k * TILE * stride + width, stride, length - k * TILE);
-        load_tile(values[k % 2], of_head + k * TILE * stride + 2 * width, stride, length - k * TILE);
+        load_tile(keys[k % 2], at.of_head + k * TILE * at.stride + at.width, at.stride, at.length - k * TILE);
+        load_tile(values[k % 2], at.of_head + k * TILE * at.stride + 2 * at.width, at.stride, at.length - k * TILE);
         cp_async_commit();
     };
-    load_tile(queries, of_head + first * stride, stride, length - first);
+    load_tile(queries, at.of_head + at.first * at.stride, at.stride, at.length - at.first);
     load(0);
     cp_async_wait<0>();
     __syncthreads();
@@ -101,11 +99,11 @@ KERNEL BOUNDS(FLASH_THREADS, 4) attention_fwd(bf16* __restrict__ y, float* __res
     total[0] = quad_sum(total[0]);
     total[1] = quad_sum(total[1]);
     const float kept = mask.threshold != 0 ? mask.factor : 1.0f;
-    store_rows(y + (size_t)(start + first) * width + head * HEAD, width, length - first, queries, sums,
-               kept / total[0], kept / total[1]);
+    bf16* to = y + (size_t)(at.start + at.first) * at.width + at.head * HEAD;
+    store_rows(to, at.width, at.length - at.first, queries, sums, kept / total[0], kept / total[1]);
     if (t == 0) {
-        if (first + query < length) lse[mask_row] = fmaf(greatest[0], SCORE_SCALE, logf(total[0]));
-        if (first + query + 8 < length) {
+        if (at.first + query < at.length) lse[mask_row] = fmaf(greatest[0], SCORE_SCALE, logf(total[0]));
+        if (at.first + query + 8 < at.length) {
             lse[mask_row + 8 * (u64)heads] = fmaf(greatest[1], SCORE_SCALE, logf(total[1]));
         }
     }

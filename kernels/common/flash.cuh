@@ -19,6 +19,26 @@ typedef float Product[8][4];
 DEVICE int lane_in_warp() { return (int)threadIdx.x % 32; }
 DEVICE int warp_in_block() { return (int)threadIdx.x / 32; }
 
+// The tokens of a span of which a block has a tile, for one head.
+struct Part {
+    int start, length, first;  // of the span, in the batch; tokens; the tile's first, in the span
+    int head, heads, width;
+    size_t stride;        // from token to token of queries, keys and values
+    const bf16* of_head;  // the span's queries; keys and values lie `width` and twice that behind
+};
+
+DEVICE Part part_of(const bf16* qkv, const u32* bounds, int heads, int tile) {
+    const int head = blockIdx.y, row = blockIdx.z, start = bounds[2 * row], width = heads * HEAD;
+    const size_t stride = 3 * (size_t)width;
+    return {start, (int)bounds[2 * row + 1] - start, tile * TILE, head, heads, width, stride,
+            qkv + start * stride + head * HEAD};
+}
+
+// The mask's row of a query of the tile.
+DEVICE u64 mask_row_of(const Part& at, int query) {
+    return (u64)(at.start + at.first + query) * at.heads + at.head;
+}
+
 // Starts copies of `rows` tokens, `stride` elements apart; zeros fill the tile.
 DEVICE void load_tile(bf16* tile, const bf16* from, size_t stride, int rows) {
     const int first = threadIdx.x / 8, column = threadIdx.x % 8 * 8;

@@ -1,4 +1,4 @@
-// What the faster products share: their types, the order of their tiles, and what follows a product in registers.
+// What products share: their types, the order of their tiles, and what follows a product in registers.
 #pragma once
 #include "act.cuh"
 #include "math.cuh"
@@ -12,6 +12,16 @@ typedef float A;
 typedef bf16 B;
 #else
 typedef float B;
+#endif
+
+// Blocks that share a sum: each leaves its part in f32, and gemm_finish adds them up.
+#ifndef SPLITS
+#define SPLITS 1
+#endif
+#if SPLITS > 1
+typedef float Out;
+#else
+typedef Y Out;
 #endif
 
 // ---- Neighbouring values --------------------------------------------------------------------------------------------
@@ -98,11 +108,25 @@ DEVICE TilePlace tile_place(int index, int rows, int columns) {
     return {first + inside % height, inside / height};
 }
 
+// The place of a tile among those of all parts of the sums, part after part.
+struct PartPlace {
+    TilePlace tile;
+    int part;
+};
+
+DEVICE PartPlace part_place(int index, int rows, int columns) {
+    const int part = SPLITS == 1 ? 0 : index / (rows * columns);
+    return {tile_place(index - part * rows * columns, rows, columns), part};
+}
+
+// Steps of `step` along k that each part has; the last ones may lie beyond k, where there are zeros.
+DEVICE int steps_of_part(int k, int step) { return ((k + step - 1) / step + SPLITS - 1) / SPLITS; }
+
 // ---- What follows a product -----------------------------------------------------------------------------------------
 
 // v = the product + bias; u = v; v = gelu(v); y = v + residual, or y += v: each where there is one.
 struct Finish {
-    Y* y;
+    Out* y;
     const float* bias;
     const act* residual;
     act* u;
@@ -110,7 +134,7 @@ struct Finish {
     int width;  // of an access, in values: 8, 2 or 1
 };
 
-DEVICE Finish make_finish(Y* y, const float* bias, const act* residual, act* u, int gelu, int accumulate, int m,
+DEVICE Finish make_finish(Out* y, const float* bias, const act* residual, act* u, int gelu, int accumulate, int m,
                           int n) {
     const bool even = rows_even(y, n) && rows_even(bias, 0) && rows_even(residual, n) && rows_even(u, n);
     const bool aligned = n % 8 == 0 && rows_aligned(y, n) && rows_aligned(bias, 0) && rows_aligned(residual, n) &&

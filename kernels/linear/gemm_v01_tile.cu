@@ -3,8 +3,7 @@
 // Bound: compute; 2 * m * n * k FLOPs in f32; m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M) elements read.
 // Needs: any sm_80+; grid (ceil(n / TILE_N), ceil(m / TILE_M)), block 256; LAYOUT (0 nn, 1 nt, 2 tn), [ABY]_BF16.
 // Source: own; GELU as in Hendrycks and Gimpel 2016, the tanh form.
-#include "act.cuh"
-#include "math.cuh"
+#include "product.cuh"
 
 #ifndef TILE_M
 #define TILE_M 64
@@ -19,33 +18,25 @@
 #define THREAD_M (TILE_M / 16)
 #define THREAD_N (TILE_N / 16)
 
-#if A_BF16
-typedef bf16 A;
-#else
-typedef float A;
-#endif
-#if B_BF16
-typedef bf16 B;
-#else
-typedef float B;
-#endif
-
-// tile[depth][line] = x(line, depth), zero beyond the matrix. If DEPTH_FIRST, x is (lines, k), else (k, lines).
+// tile[depth][line] = x(line, depth), zero beyond the matrix. If DEPTH_FIRST, x is (lines, k), else (k, lines); its rows
+// are `stride` elements apart.
 template <bool DEPTH_FIRST, int LINES, class T>
-DEVICE void load_tile(float (&tile)[TILE_K][LINES + 1], const T* x, int first_line, int lines, int first_depth, int k) {
+DEVICE void load_tile(float (&tile)[TILE_K][LINES + 1], const T* x, int first_line, int lines, int first_depth, int k,
+                      int stride) {
     for (int e = threadIdx.x; e < LINES * TILE_K; e += 256) {
         const int line = DEPTH_FIRST ? e / TILE_K : e % LINES, depth = DEPTH_FIRST ? e % TILE_K : e / LINES;
         const int row = first_line + line, at = first_depth + depth;
         float value = 0.0f;
         if (row < lines && at < k) {
-            value = to_float(DEPTH_FIRST ? x[(size_t)row * k + at] : x[(size_t)at * lines + row]);
+            value = to_float(DEPTH_FIRST ? x[(size_t)row * stride + at] : x[(size_t)at * stride + row]);
         }
         tile[depth][line] = value;
     }
 }
 
-KERNEL BOUNDS(256, 2) gemm(Y* y, const A* __restrict__ a, const B* __restrict__ b, const float* __restrict__ bias,
-                           const act* residual, act* u, int gelu, int accumulate, int m, int n, int k) {
+KERNEL BOUNDS(256, 2) gemm(Out* y, const A* __restrict__ a, const B* __restrict__ b, const float* __restrict__ bias,
+                           const act* residual, act* u, int gelu, int accumulate, int m, int n, int k,
+                           int a_stride) {
     __shared__ float a_tile[TILE_K][TILE_M + 1];
     __shared__ float b_tile[TILE_K][TILE_N + 1];
     const int first_row = blockIdx.y * TILE_M, first_column = blockIdx.x * TILE_N;
@@ -53,8 +44,8 @@ KERNEL BOUNDS(256, 2) gemm(Y* y, const A* __restrict__ a, const B* __restrict__ 
 
     float sums[THREAD_M][THREAD_N] = {};
     for (int depth = 0; depth < k; depth += TILE_K) {
-        load_tile<LAYOUT != 2, TILE_M>(a_tile, a, first_row, m, depth, k);
-        load_tile<LAYOUT == 1, TILE_N>(b_tile, b, first_column, n, depth, k);
+        load_tile<LAYOUT != 2, TILE_M>(a_tile, a, first_row, m, depth, k, a_stride);
+        load_tile<LAYOUT == 1, TILE_N>(b_tile, b, first_column, n, depth, k, LAYOUT == 1 ? k : n);
         __syncthreads();
 #pragma unroll
         for (int d = 0; d < TILE_K; d++) {
@@ -86,7 +77,7 @@ KERNEL BOUNDS(256, 2) gemm(Y* y, const A* __restrict__ a, const B* __restrict__ 
             if (gelu) value = gelu_new(value);
             if (residual) value += to_float(residual[place]);
             if (accumulate) value += to_float(y[place]);
-            y[place] = convert<Y>(value);
+            y[place] = convert<Out>(value);
         }
     }
 }

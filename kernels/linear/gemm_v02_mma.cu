@@ -1,7 +1,8 @@
 // Idea: tensor cores fed from a ring of tiles in shared memory that cp.async fills ahead of use.
 // Against: v01_tile: 16 times the arithmetic an instruction, and loads that overlap it.
 // Bound: compute; 2 * m * n * k FLOPs in bf16; 2 * (m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M)) bytes read.
-// Needs: sm_80+, A_BF16, B_BF16; a block of THREADS per tile, grid (n, m); STAGES * (A_TILE + B_TILE) * 2 bytes shared.
+// Needs: sm_80+, A_BF16, B_BF16; a block of THREADS per tile and part, grid (n, m, SPLITS); STAGES * (A_TILE + B_TILE) *
+// 2 bytes shared.
 // Source: own; the ring as in CUTLASS's sm_80 kernels.
 #include "product.cuh"
 
@@ -45,11 +46,12 @@ template <int COLUMNS> DEVICE int place(int row, int column) {
     return row * COLUMNS + ((column / 8) ^ (row / together % pieces)) * 8 + column % 8;
 }
 
-// Starts to load a tile of an operand, which is (lines, k) if DEPTH_FIRST, else (k, lines). The tile has LINES lines
-// and TILE_K steps along k and is stored the same way, zero beyond the matrix. If its rows are ALIGNED to 16 bytes,
-// these are copies in the background; if not, two and two values pass through registers, and this waits for them.
+// Starts to load a tile of an operand, which is (lines, k) if DEPTH_FIRST, else (k, lines), its rows `stride` elements
+// apart. The tile has LINES lines and TILE_K steps along k and is stored the same way, zero beyond the matrix, but for
+// what lies between its rows, which must be zero. If its rows are ALIGNED to 16 bytes, these are copies in the
+// background; if not, two and two values pass through registers, and this waits for them.
 template <bool DEPTH_FIRST, int LINES, bool ALIGNED>
-DEVICE void fetch(bf16* tile, const bf16* x, int first_line, int lines, int first_depth, int k) {
+DEVICE void fetch(bf16* tile, const bf16* x, int first_line, int lines, int first_depth, int k, int stride) {
     constexpr int ROWS = DEPTH_FIRST ? LINES : TILE_K, COLUMNS = DEPTH_FIRST ? TILE_K : LINES;
     const int first_row = DEPTH_FIRST ? first_line : first_depth, first_column = DEPTH_FIRST ? first_depth : first_line;
     const int rows = DEPTH_FIRST ? lines : k, columns = DEPTH_FIRST ? k : lines;
@@ -60,11 +62,11 @@ DEVICE void fetch(bf16* tile, const bf16* x, int first_line, int lines, int firs
             const int e = (int)threadIdx.x + i * THREADS, r = e / (COLUMNS / 8), c = e % (COLUMNS / 8) * 8;
             const int row = first_row + r, column = first_column + c;
             const bool valid = row < rows && column < columns;
-            cp_async16_zfill(tile + place<COLUMNS>(r, c), valid ? x + (size_t)row * columns + column : x, valid);
+            cp_async16_zfill(tile + place<COLUMNS>(r, c), valid ? x + (size_t)row * stride + column : x, valid);
         }
     } else {
         static_assert(ROWS * COLUMNS / 2 % (BATCH * THREADS) == 0, "every thread has as many batches");
-        const bool even = rows_even(x, columns);
+        const bool even = rows_even(x, stride);
 #pragma unroll 1
         for (int first = (int)threadIdx.x; first < ROWS * COLUMNS / 2; first += BATCH * THREADS) {
             u32 pairs[BATCH];
@@ -72,7 +74,7 @@ DEVICE void fetch(bf16* tile, const bf16* x, int first_line, int lines, int firs
             for (int i = 0; i < BATCH; i++) {
                 const int e = first + i * THREADS;
                 const int row = first_row + e / (COLUMNS / 2), column = first_column + e % (COLUMNS / 2) * 2;
-                const bf16* from = x + (size_t)row * columns + column;
+                const bf16* from = x + (size_t)row * stride + column;
                 pairs[i] = 0;
                 if (row >= rows || column >= columns) continue;
                 if (even) {
@@ -127,26 +129,25 @@ DEVICE void multiply(Sums& sums, const bf16* a, const bf16* b, int first_row, in
 }
 
 template <bool A_ALIGNED, bool B_ALIGNED>
-DEVICE void product(Sums& sums, bf16* tiles, const bf16* a, const bf16* b, int m, int n, int k, int tile_row,
-                    int tile_column, int first_row, int first_column) {
+DEVICE void product(Sums& sums, bf16* tiles, const bf16* a, const bf16* b, int m, int n, int k, int a_stride,
+                    int tile_row, int tile_column, int first_row, int first_column) {
     bf16 *a_tiles = tiles, *b_tiles = tiles + STAGES * A_TILE;
-    const int steps = (k + TILE_K - 1) / TILE_K;
+    const int steps = steps_of_part(k, TILE_K), first_depth = (int)blockIdx.z * steps * TILE_K;
+    auto load = [&](int stage, int step) {
+        const int depth = first_depth + step * TILE_K;
+        fetch<LAYOUT != 2, TILE_M, A_ALIGNED>(a_tiles + stage * A_TILE, a, tile_row, m, depth, k, a_stride);
+        fetch<LAYOUT == 1, TILE_N, B_ALIGNED>(b_tiles + stage * B_TILE, b, tile_column, n, depth, k,
+                                              LAYOUT == 1 ? k : n);
+    };
     for (int step = 0; step < STAGES - 1; step++) {
-        if (step < steps) {
-            fetch<LAYOUT != 2, TILE_M, A_ALIGNED>(a_tiles + step * A_TILE, a, tile_row, m, step * TILE_K, k);
-            fetch<LAYOUT == 1, TILE_N, B_ALIGNED>(b_tiles + step * B_TILE, b, tile_column, n, step * TILE_K, k);
-        }
+        if (step < steps) load(step, step);
         cp_async_commit();
     }
     int stage = 0, free = STAGES - 1;
     for (int step = 0; step < steps; step++) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();  // the tiles of this step are there, and those of the step before were read
-        const int ahead = step + STAGES - 1;
-        if (ahead < steps) {
-            fetch<LAYOUT != 2, TILE_M, A_ALIGNED>(a_tiles + free * A_TILE, a, tile_row, m, ahead * TILE_K, k);
-            fetch<LAYOUT == 1, TILE_N, B_ALIGNED>(b_tiles + free * B_TILE, b, tile_column, n, ahead * TILE_K, k);
-        }
+        if (step + STAGES - 1 < steps) load(free, step + STAGES - 1);
         cp_async_commit();
         multiply(sums, a_tiles + stage * A_TILE, b_tiles + stage * B_TILE, first_row, first_column);
         stage = stage + 1 < STAGES ? stage + 1 : 0;
@@ -154,9 +155,10 @@ DEVICE void product(Sums& sums, bf16* tiles, const bf16* a, const bf16* b, int m
     }
 }
 
-KERNEL BOUNDS(THREADS, BLOCKS) gemm(Y* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b,
+KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b,
                                     const float* __restrict__ bias, const act* __restrict__ residual,
-                                    act* __restrict__ u, int gelu, int accumulate, int m, int n, int k) {
+                                    act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
+                                    int a_stride) {
     DYNAMIC_SHARED(bf16, tiles);
     const TilePlace tile = tile_place(blockIdx.y * gridDim.x + blockIdx.x, gridDim.y, gridDim.x);
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
@@ -164,17 +166,18 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Y* __restrict__ y, const A* __restrict__ a, 
     const int first_row = warp / WARPS_N * WARP_M, first_column = warp % WARPS_N * WARP_N;
 
     Sums sums = {};
-    const bool a_aligned = rows_aligned(a, LAYOUT == 2 ? m : k), b_aligned = rows_aligned(b, LAYOUT == 1 ? k : n);
+    const bool a_aligned = rows_aligned(a, a_stride), b_aligned = rows_aligned(b, LAYOUT == 1 ? k : n);
     if (a_aligned && b_aligned) {
-        product<true, true>(sums, tiles, a, b, m, n, k, tile_row, tile_column, first_row, first_column);
+        product<true, true>(sums, tiles, a, b, m, n, k, a_stride, tile_row, tile_column, first_row, first_column);
     } else if (a_aligned) {
-        product<true, false>(sums, tiles, a, b, m, n, k, tile_row, tile_column, first_row, first_column);
+        product<true, false>(sums, tiles, a, b, m, n, k, a_stride, tile_row, tile_column, first_row, first_column);
     } else if (b_aligned) {
-        product<false, true>(sums, tiles, a, b, m, n, k, tile_row, tile_column, first_row, first_column);
+        product<false, true>(sums, tiles, a, b, m, n, k, a_stride, tile_row, tile_column, first_row, first_column);
     } else {
-        product<false, false>(sums, tiles, a, b, m, n, k, tile_row, tile_column, first_row, first_column);
+        product<false, false>(sums, tiles, a, b, m, n, k, a_stride, tile_row, tile_column, first_row, first_column);
     }
 
+    y += (size_t)blockIdx.z * m * n;
     const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
 #pragma unroll
     for (int i = 0; i < PARTS_M; i++) {

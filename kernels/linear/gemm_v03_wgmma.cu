@@ -58,13 +58,14 @@ struct Turn {
 };
 
 KERNEL BOUNDS(THREADS, 1)
-    gemm(Y* __restrict__ y, const A* a, const B* b, const float* __restrict__ bias, const act* __restrict__ residual,
-         act* __restrict__ u, int gelu, int accumulate, int m, int n, int k, GRID_CONSTANT TensorMap a_map,
-         GRID_CONSTANT TensorMap b_map) {
+    gemm(Out* __restrict__ y, const A* a, const B* b, const float* __restrict__ bias, const act* __restrict__ residual,
+         act* __restrict__ u, int gelu, int accumulate, int m, int n, int k, int a_stride,
+         GRID_CONSTANT TensorMap a_map, GRID_CONSTANT TensorMap b_map) {
     DYNAMIC_SHARED(bf16, a_tiles);
     __shared__ u64 full[STAGES], empty[STAGES];
     bf16* b_tiles = a_tiles + STAGES * A_TILE;
-    const int rows = (m + TILE_M - 1) / TILE_M, columns = (n + TILE_N - 1) / TILE_N, steps = (k + TILE_K - 1) / TILE_K;
+    const int rows = (m + TILE_M - 1) / TILE_M, columns = (n + TILE_N - 1) / TILE_N, tiles = rows * columns * SPLITS;
+    const int steps = steps_of_part(k, TILE_K);
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
@@ -79,25 +80,25 @@ KERNEL BOUNDS(THREADS, 1)
     if (threadIdx.x < 128) {
         reg_dealloc<40>();
         if (threadIdx.x > 0) return;
-        for (int index = blockIdx.x; index < rows * columns; index += gridDim.x) {
-            const TilePlace tile = tile_place(index, rows, columns);
+        for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+            const PartPlace place = part_place(index, rows, columns);
+            const TilePlace tile = place.tile;
             for (int step = 0; step < steps; step++, Turn::next(turn)) {
                 const int s = turn.stage;
                 mbarrier_wait(&empty[s], turn.parity ^ 1);  // in the first round all are empty
                 mbarrier_arrive_expect_tx(&full[s], (A_TILE + B_TILE) * sizeof(bf16));
-                fetch<A_TRANSPOSED, TILE_M>(a_tiles + s * A_TILE, &a_map, &full[s], tile.row * TILE_M, step * TILE_K);
-                fetch<B_TRANSPOSED, TILE_N>(b_tiles + s * B_TILE, &b_map, &full[s], tile.column * TILE_N,
-                                            step * TILE_K);
+                const int depth = (place.part * steps + step) * TILE_K;
+                fetch<A_TRANSPOSED, TILE_M>(a_tiles + s * A_TILE, &a_map, &full[s], tile.row * TILE_M, depth);
+                fetch<B_TRANSPOSED, TILE_N>(b_tiles + s * B_TILE, &b_map, &full[s], tile.column * TILE_N, depth);
             }
         }
     } else {
         reg_alloc<232>();
         const int group = (int)threadIdx.x / 128 - 1, warp = (int)threadIdx.x % 128 / 32, lane = (int)threadIdx.x % 32;
         const int first_row = SHARERS == 2 ? 128 * group : 0, first_turn = SHARERS == 2 ? 0 : group;
-        const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
+        Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
         Turn::advance(turn, first_turn * steps);
-        for (int index = blockIdx.x + first_turn * gridDim.x; index < rows * columns;
-             index += 2 / SHARERS * gridDim.x) {
+        for (int index = blockIdx.x + first_turn * gridDim.x; index < tiles; index += 2 / SHARERS * gridDim.x) {
             if (SHARERS == 1 && index >= (int)gridDim.x) named_barrier(1 + group, 256);  // the other has its last stage
             // Zeroed here: NVRTC 12.8 lets each wgmma wait for the one before if the first decides not to add.
             float sums[2][64];
@@ -123,13 +124,15 @@ KERNEL BOUNDS(THREADS, 1)
                 before = s;
             }
             if (SHARERS == 1) {
-                if (index + (int)gridDim.x < rows * columns) named_barrier_arrive(2 - group, 256);
+                if (index + (int)gridDim.x < tiles) named_barrier_arrive(2 - group, 256);
                 Turn::advance(turn, steps);  // past the stages of the other
             }
             wgmma_wait<0>();
             if (lane == 0) mbarrier_arrive(&empty[before]);
 
-            const TilePlace tile = tile_place(index, rows, columns);
+            const PartPlace place = part_place(index, rows, columns);
+            const TilePlace tile = place.tile;
+            f.y = y + (size_t)place.part * m * n;
 #pragma unroll
             for (int i = 0; i < 2; i++) {
 #pragma unroll

@@ -81,14 +81,14 @@ DEVICE void finish_value(const Finish& f, int row, int column, float value) {
     if (f.gelu) value = gelu_new(value);
     if (f.residual) value += to_float(f.residual[place]);
     if (f.accumulate) value += to_float(f.y[place]);
-    f.y[place] = convert<Y>(value);
+    f.y[place] = convert<Out>(value);
 }
 
 #if LAYOUT == 1
 
 template <int ROWS, bool ALIGNED>
 DEVICE void add_up(float (&sums)[ROWS][WARP_COLUMNS], const A* a, const B* b, int first_row, int first_column, int m,
-                   int n, int k) {
+                   int n, int k, int a_stride) {
     for (int depth = (int)threadIdx.x % 32 * CHUNK; depth < k; depth += AHEAD * 32 * CHUNK) {
         Raw raw[AHEAD][WARP_COLUMNS];
 #pragma unroll
@@ -108,7 +108,7 @@ DEVICE void add_up(float (&sums)[ROWS][WARP_COLUMNS], const A* a, const B* b, in
             for (int r = 0; r < ROWS; r++) {
                 const int row = first_row + r < m ? first_row + r : m - 1;
                 float a_part[CHUNK];
-                load_chunk<ALIGNED>(a_part, a + (size_t)row * k, depth + i * 32 * CHUNK, k);
+                load_chunk<ALIGNED>(a_part, a + (size_t)row * a_stride, depth + i * 32 * CHUNK, k);
 #pragma unroll
                 for (int c = 0; c < WARP_COLUMNS; c++) {
 #pragma unroll
@@ -120,14 +120,15 @@ DEVICE void add_up(float (&sums)[ROWS][WARP_COLUMNS], const A* a, const B* b, in
 }
 
 // A warp computes WARP_COLUMNS columns, its lanes share k.
-template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k) {
+template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k,
+                                int a_stride) {
     const int lane = (int)threadIdx.x % 32;
     const int first_column = ((int)blockIdx.y * (THREADS / 32) + (int)threadIdx.x / 32) * WARP_COLUMNS;
     float sums[ROWS][WARP_COLUMNS] = {};
-    if (rows_aligned(a, k) && rows_aligned(b, k)) {
-        add_up<ROWS, true>(sums, a, b, first_row, first_column, f.m, f.n, k);
+    if (rows_aligned(a, a_stride) && rows_aligned(b, k)) {
+        add_up<ROWS, true>(sums, a, b, first_row, first_column, f.m, f.n, k, a_stride);
     } else {
-        add_up<ROWS, false>(sums, a, b, first_row, first_column, f.m, f.n, k);
+        add_up<ROWS, false>(sums, a, b, first_row, first_column, f.m, f.n, k, a_stride);
     }
     float mine = 0.0f;
 #pragma unroll
@@ -172,7 +173,7 @@ template <int N> DEVICE int reduce_scatter(float (&v)[N]) {
 
 template <int ROWS, bool ALIGNED>
 DEVICE void add_up(float (&sums)[ROWS * CHUNK], const A* a, const B* b, int first_row, int first_column, int m, int n,
-                   int k) {
+                   int k, int a_stride) {
     for (int first = (int)threadIdx.x / 2; first < k; first += AHEAD * (THREADS / 2)) {
         Raw raw[AHEAD];
 #pragma unroll
@@ -188,7 +189,7 @@ DEVICE void add_up(float (&sums)[ROWS * CHUNK], const A* a, const B* b, int firs
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
                 const int row = first_row + r < m ? first_row + r : m - 1;
-                const float value = depth < k ? to_float(a[(size_t)row * k + depth]) : 0.0f;
+                const float value = depth < k ? to_float(a[(size_t)row * a_stride + depth]) : 0.0f;
 #pragma unroll
                 for (int e = 0; e < CHUNK; e++) sums[r * CHUNK + e] = fmaf(value, b_part[e], sums[r * CHUNK + e]);
             }
@@ -197,14 +198,15 @@ DEVICE void add_up(float (&sums)[ROWS * CHUNK], const A* a, const B* b, int firs
 }
 
 // A block computes COLUMNS columns, its pairs of threads share k.
-template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k) {
+template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k,
+                                int a_stride) {
     __shared__ float parts[THREADS / 32][2][MOST_ROWS * CHUNK];
     const int thread = threadIdx.x, side = thread % 2, first_column = (int)blockIdx.y * COLUMNS;
     float sums[ROWS * CHUNK] = {};
     if (rows_aligned(b, f.n)) {
-        add_up<ROWS, true>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k);
+        add_up<ROWS, true>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k, a_stride);
     } else {
-        add_up<ROWS, false>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k);
+        add_up<ROWS, false>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k, a_stride);
     }
     constexpr int HELD = ROWS * CHUNK < 16 ? 1 : ROWS * CHUNK / 16;
     const int first = reduce_scatter(sums);
@@ -221,17 +223,18 @@ template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b
 #endif
 
 KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
-    gemm(Y* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b, const float* __restrict__ bias,
-         const act* __restrict__ residual, act* __restrict__ u, int gelu, int accumulate, int m, int n, int k) {
+    gemm(Out* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b, const float* __restrict__ bias,
+         const act* __restrict__ residual, act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
+         int a_stride) {
     const Finish f = {y, bias, residual, u, gelu, accumulate, m, n, 1};
     const int first_row = blockIdx.x * MOST_ROWS, rows = m - first_row;
     if (rows == 1) {
-        multiply<1>(f, a, b, first_row, k);
+        multiply<1>(f, a, b, first_row, k, a_stride);
     } else if (rows == 2) {
-        multiply<2>(f, a, b, first_row, k);
+        multiply<2>(f, a, b, first_row, k, a_stride);
     } else if (rows <= 4) {
-        multiply<4>(f, a, b, first_row, k);
+        multiply<4>(f, a, b, first_row, k, a_stride);
     } else {
-        multiply<MOST_ROWS>(f, a, b, first_row, k);
+        multiply<MOST_ROWS>(f, a, b, first_row, k, a_stride);
     }
 }

@@ -63,8 +63,15 @@ pub trait LossOps: Storage {
         vocab: usize,
     );
 
-    /// Chooses a token for each of `draws`, or [`NO_TOKEN`]; `logits (rows, V)`. False if the device leaves that to the host.
-    fn sample(&self, _tokens: &mut [u32], _logits: &Self::Real, _draws: &[Draw<'_>], _vocab: usize) -> bool {
+    /// Chooses a token for each of `draws`, or [`NO_TOKEN`]; `logits (rows, V)`. False if the device leaves that to the host;
+    /// it has not looked at the draws then.
+    fn sample<'a>(
+        &self,
+        _tokens: &mut [u32],
+        _logits: &Self::Real,
+        _draws: impl ExactSizeIterator<Item = Draw<'a>>,
+        _vocab: usize,
+    ) -> bool {
         false
     }
 }

@@ -1,18 +1,15 @@
 //! A GPU: every variant of its kernels, and whole models on it.
 
-use std::time::Instant;
-
-use ndarray::Array3;
 use serde::Serialize;
 
-use super::measure::median;
-use super::models::{Sentences, Weights, latents, step};
+use super::measure::{Job, in_turn, median};
+use super::models::{self, Agreement, Weights};
+use crate::backend::{OptimOps, Storage};
 use crate::cuda::trial::{self, Scale, Trial};
+use crate::cuda::{Buffer, Cuda};
+use crate::dtype::Dtype;
 use crate::engine::{Device, DeviceOptions, Engine, open_cuda};
-use crate::error::{Error, Result};
-use crate::generate::session::{Choice, Request, unwatched};
-use crate::learn::Update;
-use crate::model::gradient::Objective;
+use crate::error::Result;
 
 /// What was found.
 #[derive(Serialize)]
@@ -29,7 +26,7 @@ pub struct Report {
     pub models: Vec<ModelRow>,
 }
 
-/// A variant on a problem; see [`Trial`].
+/// A variant on a problem; see [`Trial`]. Its time is the median, with nothing of the operands in the cache.
 #[derive(Serialize)]
 pub struct KernelRow {
     /// The variant.
@@ -68,18 +65,20 @@ pub struct ModelRow {
 pub fn run(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mut dyn FnMut(String)) -> Result<Report> {
     let cuda = open_cuda(options)?;
     let device = cuda.driver().describe();
-    let copy_bandwidth = trial::copy_bandwidth(&cuda, scale)?;
+    let copy_bandwidth = copy_bandwidth(&cuda, scale)?;
     on_row(format!("{device}\ncopy {:.0} GB/s, read and written", copy_bandwidth / 1e9));
     let mut kernels = Vec::new();
-    trial::run(&cuda, scale, &mut |trial: Trial| {
+    let mut flush = cuda.real(if scale == Scale::Full { 64 << 20 } else { 64 })?;
+    trial::run(&cuda, scale, &mut |mut trial: Trial<'_>| {
+        let seconds = time(&cuda, if scale == Scale::Full { 20 } else { 1 }, &mut trial, &mut flush)?;
         let row = KernelRow {
-            kernel: trial.kernel,
-            case: trial.case,
+            case: trial.case.into(),
             error: trial.error,
             passes: trial.passes,
-            milliseconds: trial.milliseconds,
-            teraflops: trial.flops / 1e12,
-            copy_share: trial.bandwidth / copy_bandwidth,
+            milliseconds: seconds * 1e3,
+            teraflops: trial.flops / seconds / 1e12,
+            copy_share: trial.bytes / seconds / copy_bandwidth,
+            kernel: trial.kernel,
         };
         on_row(format!(
             "{:<34} {:<38} {:>9.4} ms {:>8.2} TFLOP/s {:>5.0} % of copy  error {:.1e} {}",
@@ -92,7 +91,9 @@ pub fn run(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mu
             if row.passes { "ok" } else { "WRONG" },
         ));
         kernels.push(row);
+        Ok(())
     })?;
+    drop(flush);
     drop(cuda);
     let mut models = Vec::new();
     let mut on_model = |row: ModelRow| {
@@ -104,68 +105,66 @@ pub fn run(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mu
     Ok(Report { device, dtype: options.dtype().to_string(), copy_bandwidth, kernels, models })
 }
 
-/// Median seconds of `work`, which is done once before.
-fn timed(scale: Scale, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-    // twice, so that what is recorded at the second time is there
-    work()?;
-    work()?;
-    let repetitions = if scale == Scale::Full { 10 } else { 1 };
+/// Bytes a second read and written, both counted, when memory is copied.
+fn copy_bandwidth(cuda: &Cuda, scale: Scale) -> Result<f64> {
+    let (bytes, mut copy) = trial::copying(cuda, scale)?;
+    copy()?;
+    let times = (0..10).map(|_| cuda.driver().time(&mut copy)).collect::<Result<Vec<_>>>()?;
+    Ok(bytes / (median(&times) * 1e-3))
+}
+
+/// Median seconds of a trial by the device's clock; `flush` is as large as takes its operands out of the cache.
+fn time(cuda: &Cuda, repetitions: usize, trial: &mut Trial<'_>, flush: &mut Buffer) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..repetitions {
-        let start = Instant::now();
-        work()?;
-        times.push(start.elapsed().as_secs_f64());
+        let len = flush.len();
+        cuda.zero_real(flush, len);
+        cuda.status()?;
+        times.push(cuda.driver().time(&mut || trial.repeat())?);
     }
-    Ok(median(&times))
+    Ok(median(&times) * 1e-3)
+}
+
+/// Times a case's job, which does `count` of `unit` each time.
+fn timed(
+    scale: Scale,
+    (case, count, unit): (String, usize, &'static str),
+    job: Job<'_>,
+    on_row: &mut dyn FnMut(ModelRow),
+) -> Result<()> {
+    let samples = in_turn(&mut [job], if scale == Scale::Full { 10 } else { 1 })?;
+    let seconds = median(&samples[0].wall) / 1e9;
+    on_row(ModelRow { case, milliseconds: seconds * 1e3, rate: count as f64 / seconds, unit });
+    Ok(())
 }
 
 fn inference(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mut dyn FnMut(ModelRow)) -> Result<()> {
     let engine: Box<dyn Engine> = weights.engine(open_cuda(options)?)?;
-    let full = scale == Scale::Full;
-    let (count, len) = if full { (32, 64) } else { (2, 6) };
-    let sentences = Sentences::new(engine.config(), len, count);
-    let seconds = timed(scale, &mut || engine.encode(&sentences.rows(), 1, None, 0.0).map(drop))?;
-    let rate = count as f64 / seconds;
-    on_row(ModelRow { case: format!("encode {count}x{len}"), milliseconds: seconds * 1e3, rate, unit: "sentences/s" });
+    let (full, agreement) = (scale == Scale::Full, agreement_of(options.dtype()));
+    let (len, batch) = if full { (64, 32) } else { (6, 2) };
+    let job = models::encode(&*engine, len, batch, agreement)?;
+    timed(scale, (format!("encode {batch}x{len}"), batch, "sentences/s"), job, on_row)?;
     for batch in if full { vec![1, 16, 32, 128] } else { vec![1, 2] } {
         let new = if full { 64 } else { 4 };
-        let z: Array3<f32> = latents(engine.config(), batch);
-        let prefix = [engine.config().bos];
-        let seconds = timed(scale, &mut || {
-            let request =
-                |(row, z)| Request { z, prefix: &prefix, number: row as u64, choice: Choice::Greedy, max_length: new };
-            let requests: Vec<_> = z.outer_iter().enumerate().map(request).collect();
-            engine.generate(&requests, batch, &mut unwatched).map(drop)
-        })?;
-        let rate = (batch * new) as f64 / seconds;
-        on_row(ModelRow { case: format!("decode {batch}x{new}"), milliseconds: seconds * 1e3, rate, unit: "tokens/s" });
+        let job = models::decode(&*engine, new, batch, agreement)?;
+        timed(scale, (format!("decode {batch}x{new}"), batch * new, "tokens/s"), job, on_row)?;
     }
     Ok(())
 }
 
 fn training(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mut dyn FnMut(ModelRow)) -> Result<()> {
     let mut learner = weights.learner(open_cuda(options)?)?;
-    let config = learner.engine().config().clone();
-    let (objective, no_decay) = (Objective::published(1.0), vec![0.0; config.specs().list().len()]);
     for (batch, len) in if scale == Scale::Full { vec![(128, 64), (16, 1024)] } else { vec![(2, 6)] } {
-        let (sentences, noise) = (Sentences::new(&config, len, batch), latents(&config, batch));
-        // the learner has layers first
-        let eps: Vec<f32> = noise.view().permuted_axes([1, 0, 2]).iter().copied().collect();
-        let seconds = timed(scale, &mut || {
-            let losses = learner.accumulate(&step(&sentences.rows(), &eps), &objective)?;
-            let norm = learner.gradient_norm();
-            if !(losses.loss.is_finite() && norm.is_finite()) {
-                let message = format!("loss {}, norm of the gradient {norm}", losses.loss);
-                return Err(Error::Wrong { what: "training".into(), message });
-            }
-            learner.update(&Update { lr: 1e-5, betas: (0.9, 0.95), epsilon: 1e-8, decay: &no_decay, clip: 1.0 }, norm);
-            Ok(())
-        })?;
-        let rate = (batch * len) as f64 / seconds;
-        let case = format!("train {batch}x{len}");
-        on_row(ModelRow { case, milliseconds: seconds * 1e3, rate, unit: "tokens/s" });
+        let job = models::train(&mut *learner, len, batch, agreement_of(options.dtype()))?;
+        timed(scale, (format!("train {batch}x{len}"), batch * len, "tokens/s"), job, on_row)?;
     }
     Ok(())
+}
+
+/// A product's kernel depends on its number of rows, and with it the order of its sums. In bf16 every layer rounds them to
+/// 8 bits.
+fn agreement_of(dtype: Dtype) -> Agreement {
+    Agreement::Share(if dtype == Dtype::Bf16 { 5e-2 } else { 1e-4 })
 }
 
 /// The scale that a device can do.

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::cases::{Case, Op};
 use super::limits::Limits;
 use super::measure::{Job, Samples, deviation_from_median, in_turn, mean_and_deviation, median};
-use super::models::{self, Weights};
+use super::models::{self, Agreement, Weights};
 use super::ops;
 use super::report::Row;
 use super::variant::{self, Select, Variant};
@@ -90,9 +90,9 @@ pub fn run(plan: &Plan, limits: &[Limits], on_row: &mut dyn FnMut(Row) -> Result
         let engines = variants.iter().map(engine).collect::<Result<Vec<_>>>()?;
         for case in on_engine() {
             let job = |engine| match *case {
-                Case::Encode { len, batch } => models::encode(engine, len, batch),
-                Case::Prefill { len, batch } => models::prefill(engine, len, batch),
-                Case::Decode { new, batch } => models::decode(engine, new, batch),
+                Case::Encode { len, batch } => models::encode(engine, len, batch, Agreement::Bits),
+                Case::Prefill { len, batch } => models::prefill(engine, len, batch, Agreement::Bits),
+                Case::Decode { new, batch } => models::decode(engine, new, batch, Agreement::Bits),
                 Case::Train { .. } | Case::Op(_) => unreachable!("they were left out"),
             };
             let jobs = engines.iter().map(|engine| job(engine.as_ref())).collect::<Result<_>>()?;
@@ -105,7 +105,7 @@ pub fn run(plan: &Plan, limits: &[Limits], on_row: &mut dyn FnMut(Row) -> Result
                 Case::Train { len, batch } => {
                     for variant in &variants {
                         let mut learner = plan.weights.learner(checked_cpu(plan, variant, threads)?)?;
-                        let jobs = vec![models::train(&mut *learner, len, batch)?];
+                        let jobs = vec![models::train(&mut *learner, len, batch, Agreement::Bits)?];
                         time(plan, case, limits, [variant], jobs, on_row)?;
                     }
                 }

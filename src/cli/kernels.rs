@@ -14,7 +14,7 @@ use serde_json::json;
 /// the instructions that it is written for.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Architectures [default: sm_80,sm_89,sm_90,sm_90a,sm_100a,sm_120]
+    /// Architectures [default: sm_80,sm_89,sm_90,sm_90a,sm_100,sm_120]
     #[arg(long, value_name = "ARCH,…", value_delimiter = ',')]
     arch: Vec<String>,
     /// Write the machine code to a file, for a build with DELLA_CUBINS=FILE

@@ -15,12 +15,12 @@ pub mod simd;
 pub use buffer::Buffer;
 pub use isa::{Features, Isa};
 
-use std::env::VarError;
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
 use crate::backend::{HostFloat, Matrix, Role, Storage};
 use crate::dtype::Dtype;
+use crate::env::variable;
 use crate::error::{Error, Result};
 use gemm::{Gemm, Weight};
 use parallel::{MAX_THREADS, Pool};
@@ -45,11 +45,7 @@ impl Options {
     /// # Errors
     /// A variable whose value is not one of the choices.
     pub fn or_env(self) -> Result<Self> {
-        self.or_vars(|name| match std::env::var(name) {
-            Ok(value) => Ok(Some(value)),
-            Err(VarError::NotPresent) => Ok(None),
-            Err(e) => Err(Error::input(name, e)),
-        })
+        self.or_vars(variable)
     }
 
     fn or_vars(self, var: impl Fn(&str) -> Result<Option<String>>) -> Result<Self> {

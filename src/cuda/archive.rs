@@ -44,14 +44,19 @@ pub struct Archive(BTreeMap<String, Vec<u8>>);
 
 impl Archive {
     /// The one that was built into this program, empty if none was.
-    pub fn built_in() -> &'static Archive {
-        static ARCHIVE: OnceLock<Archive> = OnceLock::new();
-        ARCHIVE.get_or_init(|| {
-            #[cfg(cubins)]
-            let archive = Archive::read(include_bytes!(env!("DELLA_CUBINS"))).unwrap_or_default();
-            #[cfg(not(cubins))]
-            let archive = Archive::default();
-            archive
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn built_in() -> Result<&'static Archive> {
+        static ARCHIVE: OnceLock<Option<Archive>> = OnceLock::new();
+        #[cfg(cubins)]
+        const BYTES: Option<&[u8]> = Some(include_bytes!(env!("DELLA_CUBINS")));
+        #[cfg(not(cubins))]
+        const BYTES: Option<&[u8]> = None;
+        let archive = ARCHIVE.get_or_init(|| BYTES.map_or_else(|| Some(Archive::default()), |b| Archive::read(b).ok()));
+        archive.as_ref().ok_or_else(|| {
+            let message = "what was built into this program is damaged; build it again, with another DELLA_CUBINS";
+            Error::input("machine code", message)
         })
     }
 

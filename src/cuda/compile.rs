@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 pub struct Compiler {
     /// NVRTC's version.
     version: Option<(i32, i32)>,
+    built_in: &'static Archive,
     cache: Cache,
 }
 
@@ -31,14 +32,14 @@ impl Compiler {
     /// Looks for NVRTC.
     ///
     /// # Errors
-    /// There is no directory for compiled kernels.
+    /// There is no directory for compiled kernels; what was built in is damaged.
     pub fn new() -> Result<Self> {
-        Ok(Compiler { version: nvrtc_version(), cache: Cache::open()? })
+        Ok(Compiler { version: nvrtc_version(), built_in: Archive::built_in()?, cache: Cache::open()? })
     }
 
     /// Which compiler there is, for people.
     pub fn describe(&self) -> String {
-        let built_in = Archive::built_in().len();
+        let built_in = self.built_in.len();
         match self.version {
             Some((major, minor)) => format!("NVRTC {major}.{minor}, {built_in} kernels built in"),
             None => format!("no NVRTC, {built_in} kernels built in"),
@@ -51,7 +52,7 @@ impl Compiler {
     /// # Errors
     /// There is none of them; the program does not compile. The message names what was tried.
     pub fn image(&self, program: &Program<'_>, arch: Arch) -> Result<Cow<'static, [u8]>> {
-        let built_in = Archive::built_in();
+        let built_in = self.built_in;
         // newest first; `sm_90` after `sm_90a`
         let family = (arch.number / 10 * 10..=arch.number).rev().map(Arch::from_number);
         let targets = [arch].into_iter().chain(family).map(Target::Cubin);

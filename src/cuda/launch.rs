@@ -18,13 +18,8 @@ pub struct Kernels {
     forced: Forced,
     /// By row of the registry and element types.
     functions: Arc<HashMap<(usize, Types), Function>>,
-    /// Which rows were launched.
-    launched: Vec<AtomicBool>,
-}
-
-/// One for each row, none launched.
-fn none_launched() -> Vec<AtomicBool> {
-    REGISTRY.iter().map(|_| AtomicBool::new(false)).collect()
+    /// Of kernels that were made to try a row: whether that was taken.
+    tried: Option<(&'static Kernel, AtomicBool)>,
 }
 
 /// A kernel for a problem.
@@ -52,18 +47,18 @@ impl Kernels {
             .into_par_iter()
             .map(|(row, kernel, types)| Ok(((row, types), load(driver, sources, kernel, types)?)))
             .collect::<Result<_>>()?;
-        Ok(Kernels { arch, forced, functions: Arc::new(functions), launched: none_launched() })
+        Ok(Kernels { arch, forced, functions: Arc::new(functions), tried: None })
     }
 
-    /// The same kernels with other forced ones.
-    pub fn forcing(&self, forced: Forced) -> Self {
-        Kernels { arch: self.arch, forced, functions: self.functions.clone(), launched: none_launched() }
+    /// The same kernels, of which `kernel` is taken wherever it computes what is asked.
+    pub(super) fn trying(&self, kernel: &'static Kernel) -> Self {
+        let tried = Some((kernel, AtomicBool::new(false)));
+        Kernels { arch: self.arch, forced: Forced::only(kernel), functions: self.functions.clone(), tried }
     }
 
-    /// Whether `kernel` was chosen since these were made.
-    pub fn took(&self, kernel: &Kernel) -> bool {
-        let of = |(_, row): &(&AtomicBool, &Kernel)| row.id() == kernel.id();
-        self.launched.iter().zip(REGISTRY).find(of).is_some_and(|(launched, _)| launched.load(Ordering::Relaxed))
+    /// Whether the kernel that these were made to try was taken.
+    pub(super) fn took_it(&self) -> bool {
+        self.tried.as_ref().is_some_and(|(_, taken)| taken.load(Ordering::Relaxed))
     }
 
     /// The kernel of `op` for `problem`.
@@ -75,7 +70,9 @@ impl Kernels {
         let function = self.functions.get(&(row, problem.types)).copied();
         let function = function
             .ok_or_else(|| Error::Unsupported(format!("{} was not compiled for {:?}", kernel.id(), problem.types)))?;
-        self.launched[row].store(true, Ordering::Relaxed);
+        if let Some((_, taken)) = self.tried.as_ref().filter(|(tried, _)| tried.id() == kernel.id()) {
+            taken.store(true, Ordering::Relaxed);
+        }
         Ok(Choice { kernel, function, geometry: (kernel.geometry)(problem) })
     }
 

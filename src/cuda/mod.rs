@@ -35,7 +35,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use driver::{Address, Arg, Driver, Tiling};
 use graph::Recorded;
-use registry::{Forced, Layout, Problem, Types};
+use registry::{Forced, Kernel, Layout, Problem, Types};
 use source::Sources;
 
 /// A GPU, or the CPU in its place.
@@ -77,12 +77,12 @@ impl Cuda {
         Ok(Cuda { driver, memory, kernels, dtype, failure: OnceLock::new(), counters, staging: Mutex::default() })
     }
 
-    /// The same device and memory, on which other variants are forced.
-    pub fn forcing(&self, forced: Forced) -> Self {
+    /// The same device and memory, on which `kernel` is taken wherever it computes what is asked.
+    fn trying(&self, kernel: &'static Kernel) -> Self {
         Cuda {
             driver: self.driver.clone(),
             memory: self.memory.clone(),
-            kernels: self.kernels.forcing(forced),
+            kernels: self.kernels.trying(kernel),
             dtype: self.dtype,
             failure: OnceLock::new(),
             counters: self.counters.clone(),
@@ -139,48 +139,71 @@ impl Cuda {
 
     /// `y (m, n) = a b`; see [`Product`].
     fn product(&self, layout: Layout, [m, n, k]: [usize; 3], product: &Product<'_>) {
-        let &Product { y, a, b, bias, residual, save, gelu, accumulate } = product;
+        let &Product { y, a, b, a_stride, bias, residual, save, gelu, accumulate } = product;
         let (y_at, y_bf16) = y;
         let [(a_at, a_bf16), (b_at, b_bf16)] = [a, b];
+        let stride = a_stride.unwrap_or(if layout == Layout::Tn { m } else { k });
         let types = Types::product(layout, a_bf16, b_bf16, y_bf16);
-        let problem = Problem { depth: k, ..Problem::matrix(types, m, n) };
-        let args = [
-            Arg::Address(y_at),
-            Arg::Address(a_at),
-            Arg::Address(b_at),
-            or_null(bias, n),
-            or_null(residual, m * n),
-            or_null(save, m * n),
-            Arg::Int(gelu.into()),
-            Arg::Int(accumulate.into()),
-            int(m),
-            int(n),
-            int(k),
-        ];
+        let problem = Problem { depth: k, stride, ..Problem::matrix(types, m, n) };
+        let finish = [or_null(bias, n), or_null(residual, m * n), or_null(save, m * n)];
+        let [none, sizes] = [[Arg::Address(0); 3], [int(m), int(n), int(k)]];
         self.attempt(|| {
             let choice = self.kernels.choose("gemm", &problem)?;
-            let Some([a_box, b_box]) = choice.kernel.tiles else {
-                return self.kernels.run(self.driver.as_ref(), &choice, &args);
+            let splits = choice.kernel.splits();
+            // sums that several blocks share are finished by another kernel
+            let parts = (splits > 1).then(|| self.memory.buffer(splits * m * n, 4)).transpose()?;
+            let (to, follows, gelu_here, accumulate_here) = match &parts {
+                Some(parts) => (parts.first(splits * m * n), none, false, false),
+                None => (y_at, finish, gelu, accumulate),
             };
-            // of a transposed operand the accelerator reads boxes of 64 rows, of the others boxes of 64 columns
-            let a_map = match layout {
-                Layout::Tn => Tiling { base: a_at, dims: [m as u64, k as u64], tile: [64, 64] },
-                _ => Tiling { base: a_at, dims: [k as u64, m as u64], tile: [64, a_box] },
-            };
-            let b_map = match layout {
-                Layout::Nt => Tiling { base: b_at, dims: [k as u64, n as u64], tile: [64, b_box] },
-                _ => Tiling { base: b_at, dims: [n as u64, k as u64], tile: [64, 64] },
-            };
-            let maps = [self.driver.tensor_map(&a_map)?, self.driver.tensor_map(&b_map)?].map(Arg::Map);
-            let args: Vec<Arg> = args.into_iter().chain(maps).collect();
-            self.kernels.run(self.driver.as_ref(), &choice, &args)
+            let mut args = vec![Arg::Address(to), Arg::Address(a_at), Arg::Address(b_at)];
+            args.extend(follows);
+            args.extend([Arg::Int(gelu_here.into()), Arg::Int(accumulate_here.into())]);
+            args.extend(sizes);
+            args.push(int(stride));
+            if let Some(boxes) = choice.kernel.tiles {
+                args.extend(self.maps(layout, [m, n, k], [a_at, b_at], stride, boxes)?);
+            }
+            self.kernels.run(self.driver.as_ref(), &choice, &args)?;
+            let Some(parts) = parts else { return Ok(()) };
+            let mut args = vec![Arg::Address(y_at), Arg::Address(parts.first(splits * m * n))];
+            args.extend(finish);
+            args.extend([Arg::Int(gelu.into()), Arg::Int(accumulate.into()), int(m), int(n), int(splits)]);
+            let problem = Problem::matrix(Types::finish(y_bf16), m, n);
+            self.kernels.launch(self.driver.as_ref(), "gemm_finish", &problem, &args)
         });
     }
 
-    /// Rounds `len` elements of f32 to bf16.
-    fn narrow(&self, dst: Address, src: Address, len: usize) {
-        let args = [Arg::Address(dst), Arg::Address(src), int(len)];
-        self.launch("cast", Problem::flat(Types::convert(false, true), len), &args);
+    /// A product's operands for the tensor memory accelerator: of a transposed one it reads boxes of 64 rows, of the others
+    /// boxes of 64 columns.
+    fn maps(
+        &self,
+        layout: Layout,
+        [m, n, k]: [usize; 3],
+        [a, b]: [Address; 2],
+        stride: usize,
+        [a_box, b_box]: [u32; 2],
+    ) -> Result<[Arg; 2]> {
+        let map = |base, [cols, rows]: [usize; 2], stride, tile| {
+            let dims = [cols as u64, rows as u64];
+            self.driver.tensor_map(&Tiling { base, dims, stride: stride as u64, tile }).map(Arg::Map)
+        };
+        Ok([
+            match layout {
+                Layout::Tn => map(a, [m, k], stride, [64, 64])?,
+                _ => map(a, [k, m], stride, [64, a_box])?,
+            },
+            match layout {
+                Layout::Nt => map(b, [k, n], k, [64, b_box])?,
+                _ => map(b, [n, k], n, [64, 64])?,
+            },
+        ])
+    }
+
+    /// Rounds rows of f32 to bf16; they grow to `stride` elements by zeros.
+    fn narrow(&self, dst: Address, src: Address, [rows, cols]: [usize; 2], stride: usize) {
+        let args = [Arg::Address(dst), Arg::Address(src), int(cols), int(stride)];
+        self.launch("cast", Problem::matrix(Types::convert(false, true), rows, stride), &args);
     }
 
     /// Memory that an op needs only while it runs, with any content.
@@ -248,6 +271,8 @@ struct Product<'a> {
     y: (Address, bool),
     a: (Address, bool),
     b: (Address, bool),
+    /// Elements from row to row of `a`, if it has more than its columns; between them are zeros.
+    a_stride: Option<usize>,
     bias: Option<&'a Buffer>,
     residual: Option<&'a Buffer>,
     save: Option<&'a Buffer>,
@@ -258,7 +283,7 @@ struct Product<'a> {
 impl Product<'_> {
     /// `y = a b`
     fn plain(y: (Address, bool), a: (Address, bool), b: (Address, bool)) -> Self {
-        Product { y, a, b, bias: None, residual: None, save: None, gelu: false, accumulate: false }
+        Product { y, a, b, a_stride: None, bias: None, residual: None, save: None, gelu: false, accumulate: false }
     }
 }
 
@@ -310,7 +335,7 @@ impl Storage for Cuda {
         let len = weight.rows * weight.cols;
         let (dst, src) = (weight.buffer.first(len), values.first(len));
         match weight.bf16 {
-            true => self.narrow(dst, src, len),
+            true => self.narrow(dst, src, [1, len], len),
             false => self.copy(dst, src, 4 * len),
         }
     }

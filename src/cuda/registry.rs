@@ -4,6 +4,7 @@
 
 use super::driver::{Arch, Geometry};
 use crate::dtype::Dtype;
+use crate::env::variable;
 use crate::error::{Error, Result};
 
 /// Element types and layout that a kernel is compiled for: the macros that every kernel sees.
@@ -46,6 +47,11 @@ impl Types {
         Types { act: y, a, b, y, layout }
     }
 
+    /// What follows a product, which made a result of this type.
+    pub const fn finish(y: bool) -> Self {
+        Types::product(Layout::Nn, false, false, y)
+    }
+
     /// From one type to another.
     pub const fn convert(x: bool, y: bool) -> Self {
         Types { act: x, a: x, b: false, y, layout: Layout::Nn }
@@ -82,6 +88,8 @@ pub enum Uses {
     Scatter,
     /// From f32 to the activations' type.
     Cast,
+    /// Results of products, in f32 and in the activations' type.
+    Finish,
     /// Products.
     Product,
 }
@@ -102,6 +110,7 @@ impl Uses {
                 vec![Types::convert(bf16, false), Types::convert(bf16, bf16), Types::convert(false, false)]
             }
             Uses::Cast => vec![Types::convert(false, bf16)],
+            Uses::Finish => [false, bf16].map(Types::finish).into(),
             Uses::Product => {
                 let f32 = [Layout::Nn, Layout::Nt, Layout::Tn].map(|l| Types::product(l, false, false, false));
                 let bf16 = [
@@ -139,12 +148,14 @@ pub struct Problem {
     pub batch: usize,
     /// Of attention over a cache, tokens that a slot can hold.
     pub keys: usize,
+    /// Of a product, elements from row to row of the left operand as it is stored.
+    pub stride: usize,
 }
 
 impl Problem {
     /// A pass over a matrix.
     pub fn matrix(types: Types, rows: usize, cols: usize) -> Self {
-        Problem { types, rows, cols, depth: 1, batch: 1, keys: 0 }
+        Problem { types, rows, cols, depth: 1, batch: 1, keys: 0, stride: 0 }
     }
 
     /// A pass over elements that have no rows.
@@ -199,6 +210,11 @@ impl Kernel {
     /// The element types that it is used with and can do.
     pub fn types(&self, bf16: bool) -> Vec<Types> {
         self.uses.types(bf16).into_iter().filter(|types| (self.can)(*types)).collect()
+    }
+
+    /// Blocks that share each sum of a product: `gemm_finish` adds their parts up.
+    pub fn splits(&self) -> usize {
+        self.defines.iter().find(|(name, _)| *name == "SPLITS").map_or(1, |(_, splits)| *splits as usize)
     }
 
     /// All macros for these types.
@@ -294,20 +310,27 @@ const fn v01(
 /// computes the same.
 const PERSISTENT: usize = 132;
 
-/// Blocks that take tiles of `tile_m` by 128 in turn.
-fn persistent(p: &Problem, tile_m: usize) -> Geometry {
-    let tiles = p.rows.div_ceil(tile_m) * p.cols.div_ceil(128);
+/// Blocks that take tiles of `tile_m` by 128 in turn, each in `splits` parts.
+fn persistent(p: &Problem, tile_m: usize, splits: usize) -> Geometry {
+    let tiles = p.rows.div_ceil(tile_m) * p.cols.div_ceil(128) * splits;
     Geometry { shared: 196_608, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
+}
+
+/// Tiles of `side` by `side`, a block for each in `splits` parts.
+fn mma_tiles(p: &Problem, side: usize, splits: usize, block: u32) -> Geometry {
+    Geometry { shared: 49152, ..geometry(p.cols.div_ceil(side), p.rows.div_ceil(side), splits, block) }
+}
+
+/// Whether sums are so long, and tiles of `side` by `side` so few, that `splits` blocks should share each: all of them run
+/// at the same time, and the parts, of f32, are little beside what is read to make them.
+fn is_shared(p: &Problem, side: usize, splits: usize, at_once: usize) -> bool {
+    p.depth >= 2048 && splits * p.rows.div_ceil(side) * p.cols.div_ceil(side) <= at_once
 }
 
 /// Whether the tensor memory accelerator can read both operands: rows of whole 16 bytes.
 fn is_tiled(p: &Problem) -> bool {
-    let contiguous = match p.types.layout {
-        Layout::Nn => [p.depth, p.cols],
-        Layout::Nt => [p.depth, p.depth],
-        Layout::Tn => [p.rows, p.cols],
-    };
-    p.depth > 0 && contiguous.iter().all(|size| size.is_multiple_of(8))
+    let of_b = if p.types.layout == Layout::Nt { p.depth } else { p.cols };
+    p.depth > 0 && p.stride.is_multiple_of(8) && of_b.is_multiple_of(8)
 }
 
 /// What feeds `mma.sync` and what it is.
@@ -372,31 +395,53 @@ pub const REGISTRY: &[Kernel] = &[
     Kernel {
         prefer: |p| p.depth >= 2048 && p.rows.div_ceil(256) * p.cols.div_ceil(128) >= PERSISTENT,
         tiles: Some([256, 128]),
-        ..wgmma("v03_wgmma", |p| persistent(p, 256))
+        ..wgmma("v03_wgmma", |p| persistent(p, 256, 1))
+    },
+    Kernel {
+        prefer: |p| is_shared(p, 128, 5, PERSISTENT),
+        tiles: Some([128, 128]),
+        defines: &[("TILE_M", 128), ("STAGES", 6), ("SPLITS", 5)],
+        ..wgmma("v03_wgmma_split5", |p| persistent(p, 128, 5))
+    },
+    Kernel {
+        prefer: |p| is_shared(p, 128, 3, PERSISTENT),
+        tiles: Some([128, 128]),
+        defines: &[("TILE_M", 128), ("STAGES", 6), ("SPLITS", 3)],
+        ..wgmma("v03_wgmma_split3", |p| persistent(p, 128, 3))
     },
     Kernel {
         tiles: Some([128, 128]),
         defines: &[("TILE_M", 128), ("STAGES", 6)],
-        ..wgmma("v03_wgmma_small", |p| persistent(p, 128))
+        ..wgmma("v03_wgmma_small", |p| persistent(p, 128, 1))
     },
     Kernel {
         prefer: |p| p.rows.div_ceil(128) * p.cols.div_ceil(128) >= 2 * PERSISTENT,
-        ..mma("v02_mma", |p| Geometry {
-            shared: 49152,
-            ..geometry(p.cols.div_ceil(128), p.rows.div_ceil(128), 1, BLOCK)
-        })
+        ..mma("v02_mma", |p| mma_tiles(p, 128, 1, BLOCK))
+    },
+    Kernel {
+        prefer: |p| is_shared(p, 64, 3, 4 * PERSISTENT),
+        defines: &[
+            ("TILE_M", 64),
+            ("TILE_N", 64),
+            ("TILE_K", 64),
+            ("WARPS_M", 2),
+            ("WARPS_N", 2),
+            ("BLOCKS", 4),
+            ("SPLITS", 3),
+        ],
+        ..mma("v02_mma_split3", |p| mma_tiles(p, 64, 3, 128))
     },
     Kernel {
         defines: &[("TILE_M", 64), ("TILE_N", 64), ("TILE_K", 64), ("WARPS_M", 2), ("WARPS_N", 2), ("BLOCKS", 4)],
-        ..mma("v02_mma_small", |p| Geometry {
-            shared: 49152,
-            ..geometry(p.cols.div_ceil(64), p.rows.div_ceil(64), 1, 128)
-        })
+        ..mma("v02_mma_small", |p| mma_tiles(p, 64, 1, 128))
     },
     v01("linear", "gemm", "v01_tile", Uses::Product, |p| geometry(p.cols.div_ceil(64), p.rows.div_ceil(64), 1, BLOCK)),
+    v01("linear", "gemm_finish", "v01_flat", Uses::Finish, |p| {
+        geometry((p.rows * p.cols).div_ceil(4 * BLOCK as usize), 1, 1, BLOCK)
+    }),
     v01("linear", "gelu_bwd", "v01_flat", Uses::Act, flat),
     v01("linear", "column_sums", "v01_columns", Uses::Stream, columns),
-    v01("linear", "cast", "v01_flat", Uses::Cast, flat),
+    v01("linear", "cast", "v01_flat", Uses::Cast, |p| geometry(p.rows * p.cols.div_ceil(BLOCK as usize), 1, 1, BLOCK)),
     flash("attention_fwd", attention_tiles),
     v01("attention", "attention_fwd", "v01_warp", Uses::Act, attention_warps),
     flash("attention_bwd_q", attention_tiles),
@@ -479,6 +524,11 @@ pub const VARIANT_VAR: &str = "DELLA_VARIANT";
 pub struct Forced(Vec<(&'static str, &'static Kernel)>);
 
 impl Forced {
+    /// `kernel` alone.
+    pub fn only(kernel: &'static Kernel) -> Self {
+        Forced(vec![(kernel.op, kernel)])
+    }
+
     /// Parses `op=variant,op=variant`.
     ///
     /// # Errors
@@ -514,9 +564,9 @@ impl Forced {
     /// Those that the environment names.
     ///
     /// # Errors
-    /// As [`parse`](Self::parse).
+    /// As [`parse`](Self::parse); what they say is not UTF-8.
     pub fn from_env() -> Result<Self> {
-        Self::parse(&std::env::var(VARIANT_VAR).unwrap_or_default())
+        Self::parse(&variable(VARIANT_VAR)?.unwrap_or_default())
     }
 
     /// The one for `op`.

@@ -57,6 +57,7 @@ pub const FILES: &[(&str, &str)] = files![
     "linear/cast_v01_flat.cu",
     "linear/column_sums_v01_columns.cu",
     "linear/gelu_bwd_v01_flat.cu",
+    "linear/gemm_finish_v01_flat.cu",
     "linear/gemm_v01_tile.cu",
     "linear/gemm_v02_mma.cu",
     "linear/gemm_v03_wgmma.cu",

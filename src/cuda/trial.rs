@@ -1,32 +1,43 @@
-//! Every variant of the kernels that decide the time, on the device: checked against the plainest of its op, then timed
-//! beside what the device's memory can do.
+//! Every variant of the kernels that decide the time, on the device: checked against the plainest of its op, then handed to
+//! whoever wants to time it.
 
-use super::registry::{Forced, Kernel, REGISTRY};
+use super::registry::REGISTRY;
 use super::{Buffer, Cuda, driver};
 use crate::backend::{
-    AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Drive, LatentOps, LinearOps, LossOps,
-    Matrix, NormOps, OptimOps, Role, Spans, Storage,
+    AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Draw, Drive, LatentOps, LinearOps,
+    LossOps, Matrix, NormOps, OptimOps, Role, Rules, Spans, Storage,
 };
 use crate::dims::Dims;
 use crate::error::Result;
 use crate::rng::{Mask, Rng, Stream};
 
-/// A variant on a problem.
-pub struct Trial {
+/// A variant on a problem, after its check.
+pub struct Trial<'a> {
     /// As `DELLA_VARIANT` names it.
     pub kernel: String,
     /// The op and its sizes.
-    pub case: String,
+    pub case: &'a str,
     /// Largest difference from the plainest variant's results, in root mean squares of each.
     pub error: f64,
     /// Whether that is as little as its types let it.
     pub passes: bool,
-    /// Median time, with nothing of the operands in the cache.
-    pub milliseconds: f64,
-    /// Operations a second.
+    /// Operations of the case.
     pub flops: f64,
-    /// Bytes a second that must be moved at least.
-    pub bandwidth: f64,
+    /// Bytes that it must move at least.
+    pub bytes: f64,
+    device: Cuda,
+    run: &'a mut Run,
+}
+
+impl Trial<'_> {
+    /// Does the case's work once more.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn repeat(&mut self) -> Result<()> {
+        (self.run)(&self.device, None);
+        self.device.status()
+    }
 }
 
 /// How large the problems are.
@@ -54,62 +65,46 @@ type Run = dyn FnMut(&Cuda, Option<&mut Results>);
 /// What came of a case: the first elements of some buffers.
 type Results = Vec<Vec<f32>>;
 
-/// Bytes a second read and written, both counted, when memory is copied.
+/// A copy within the device, and the bytes that it moves, read and written both counted.
 ///
 /// # Errors
-/// There is no memory, or the device failed.
-pub fn copy_bandwidth(cuda: &Cuda, scale: Scale) -> Result<f64> {
+/// There is no memory.
+pub fn copying(cuda: &Cuda, scale: Scale) -> Result<(f64, impl FnMut() -> Result<()>)> {
     let bytes: usize = if scale == Scale::Full { 1 << 30 } else { 1 << 16 };
     let (a, b) = (cuda.memory.buffer(bytes, 1)?, cuda.memory.buffer(bytes, 1)?);
-    let mut copy = || driver::copy(cuda.driver(), a.first(bytes), b.first(bytes), bytes);
-    copy()?;
-    let times = (0..10).map(|_| cuda.driver().time(&mut copy)).collect::<Result<Vec<_>>>()?;
-    Ok(2.0 * bytes as f64 / (median(times) * 1e-3))
+    Ok((2.0 * bytes as f64, move || driver::copy(cuda.driver(), a.first(bytes), b.first(bytes), bytes)))
 }
 
-/// Runs every variant of every case; `on_trial` sees each as it is done.
+/// Checks every variant of every case; `on_trial` is given each.
 ///
 /// # Errors
-/// There is no memory, or the device failed.
-pub fn run(cuda: &Cuda, scale: Scale, on_trial: &mut dyn FnMut(Trial)) -> Result<()> {
-    let flush = cuda.memory.buffer(if scale == Scale::Full { 256 << 20 } else { 256 }, 1)?;
+/// There is no memory, or the device failed; those of `on_trial`.
+pub fn run(cuda: &Cuda, scale: Scale, on_trial: &mut dyn FnMut(Trial<'_>) -> Result<()>) -> Result<()> {
     for mut case in cases(cuda, scale)? {
         for op in case.ops {
             let variants =
                 || REGISTRY.iter().filter(|kernel| kernel.op == *op && cuda.driver().arch().runs(kernel.arch));
-            let with = |kernel: &Kernel| -> Result<Cuda> {
-                Ok(cuda.forcing(Forced::parse(&format!("{}={}", kernel.op, kernel.variant))?))
-            };
             let Some(plain) = variants().next_back() else { continue };
-            let wanted = results(&mut case, &with(plain)?)?;
+            let wanted = results(&mut case, &cuda.trying(plain))?;
             for kernel in variants() {
-                let device = with(kernel)?;
+                let device = cuda.trying(kernel);
                 let found = results(&mut case, &device)?;
                 // another took its place where it does not do the case
-                if !device.kernels().took(kernel) {
+                if !device.kernels().took_it() {
                     continue;
                 }
                 let error = found.iter().zip(&wanted).map(|(x, y)| difference(x, y)).fold(0.0, f64::max);
-                let repetitions = if scale == Scale::Full { 20 } else { 1 };
-                let mut times = Vec::new();
-                for _ in 0..repetitions {
-                    driver::zero(device.driver(), flush.first(flush.len()), flush.len())?;
-                    times.push(device.driver().time(&mut || {
-                        (case.run)(&device, None);
-                        device.status()
-                    })?);
-                }
-                let seconds = median(times) * 1e-3;
                 on_trial(Trial {
                     kernel: kernel.id(),
-                    case: case.name.clone(),
+                    case: &case.name,
                     error,
                     // the worst of many elements; tensor cores also round the weights of attention's softmax
                     passes: error <= if cuda.is_bf16() { 1e-1 } else { 1e-4 },
-                    milliseconds: seconds * 1e3,
-                    flops: case.flops / seconds,
-                    bandwidth: case.bytes / seconds,
-                });
+                    flops: case.flops,
+                    bytes: case.bytes,
+                    device,
+                    run: &mut case.run,
+                })?;
             }
         }
     }
@@ -135,11 +130,6 @@ fn difference(found: &[f32], wanted: &[f32]) -> f64 {
             error
         }
     }) / rms.max(f64::MIN_POSITIVE)
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
 }
 
 /// Standard normal numbers times `scale`.
@@ -169,6 +159,7 @@ fn cases(cuda: &Cuda, scale: Scale) -> Result<Vec<Case>> {
             (tokens, width, 3 * width),
             (tokens, width, 4 * width),
             (tokens, 4 * width, width),
+            (tokens, width, width),
             (1, width, 3 * width),
             (16, width, 4 * width),
         ],
@@ -181,6 +172,13 @@ fn cases(cuda: &Cuda, scale: Scale) -> Result<Vec<Case>> {
     }
     cases.push(head(cuda, if full { 2048 } else { 24 }, width, vocab)?);
     cases.push(head(cuda, 1, width, vocab)?);
+    // with rows of whole 16 bytes, and without
+    for vocab in if full { vec![21128, vocab] } else { vec![vocab] } {
+        cases.push(head_backward(cuda, if full { 512 } else { 24 }, width, vocab)?);
+    }
+    for rows in if full { vec![1, 64] } else { vec![1, 3] } {
+        cases.push(sampling(cuda, rows, if full { 21128 } else { vocab })?);
+    }
     cases.push(layer_norm(cuda, tokens, width)?);
     cases.push(cross_entropy(cuda, if full { 2048 } else { 5 }, vocab)?);
     for (spans, length) in if full { vec![(128, 64), (16, 1024)] } else { vec![(2, 70)] } {
@@ -249,6 +247,54 @@ fn head(cuda: &Cuda, rows: usize, width: usize, vocab: usize) -> Result<Case> {
         run: Box::new(move |cuda, results| {
             cuda.head_fwd(&mut logits, &x, &wte, rows);
             read(cuda, results, &[(&logits, rows * vocab)]);
+        }),
+    })
+}
+
+fn head_backward(cuda: &Cuda, rows: usize, width: usize, vocab: usize) -> Result<Case> {
+    let x = cuda.act_from(&normal(1, rows * width, 1.0))?;
+    let data = normal(2, vocab * width, 0.05);
+    let wte = cuda.weight(Matrix { data: &data, rows: vocab, cols: width }, Role::TiedTable)?;
+    let dlogits = cuda.real_from(&normal(3, rows * vocab, 1.0))?;
+    let (mut dx, mut dwte) = (cuda.act(rows * width)?, cuda.real(vocab * width)?);
+    Ok(Case {
+        name: format!("head_bwd {rows}x{width}x{vocab}"),
+        ops: &["gemm"],
+        flops: 4.0 * (rows * width * vocab) as f64,
+        bytes: act_bytes(cuda) * (2 * rows * width + width * vocab) as f64
+            + 4.0 * (rows * vocab + 2 * width * vocab) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.zero_real(&mut dwte, vocab * width);
+            cuda.head_bwd(&mut dx, &mut dwte, &dlogits, &x, &wte, rows);
+            read(cuda, results, &[(&dx, rows * width), (&dwte, vocab * width)]);
+        }),
+    })
+}
+
+/// The settings' way to the device and the tokens' way back are part of it.
+fn sampling(cuda: &Cuda, rows: usize, vocab: usize) -> Result<Case> {
+    let logits = cuda.real_from(&normal(1, rows * vocab, 3.0))?;
+    Ok(Case {
+        name: format!("sample {rows}x{vocab}"),
+        ops: &["sample"],
+        // a comparison, an exponential and some twenty comparisons with a bound that is halved
+        flops: 30.0 * (rows * vocab) as f64,
+        bytes: 4.0 * (rows * vocab) as f64,
+        run: Box::new(move |cuda, results| {
+            let draw = |row| Draw {
+                rules: Rules::Usual,
+                top_k: 50,
+                top_p: 0.9,
+                temperature: 0.8,
+                repetition_penalty: 1.0,
+                seed: 1,
+                number: row as u64,
+                step: 0,
+                history: &[],
+            };
+            let mut tokens = vec![0; rows];
+            cuda.sample(&mut tokens, &logits, (0..rows).map(draw), vocab);
+            results.into_iter().for_each(|results| results.push(tokens.iter().map(|&token| token as f32).collect()));
         }),
     })
 }

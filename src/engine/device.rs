@@ -129,7 +129,7 @@ pub(super) fn cpu_of(options: &DeviceOptions) -> Result<Cpu> {
 /// The CUDA device that the options name, in their place the emulator.
 #[cfg(feature = "cuda")]
 pub(crate) fn cuda_of(options: &DeviceOptions) -> Result<Cuda> {
-    let sources = Sources::from_env();
+    let (sources, forced) = (Sources::from_env(), Forced::from_env()?);
     let driver: Arc<dyn Driver> = match options.device {
         Device::Cuda(ordinal) => Arc::new(Nvidia::new(ordinal)?),
         _ => {
@@ -137,7 +137,7 @@ pub(crate) fn cuda_of(options: &DeviceOptions) -> Result<Cuda> {
             Arc::new(Emulator::new(&sources, options.threads.unwrap_or_else(cores), Schedule::ALL[0])?)
         }
     };
-    Cuda::new(driver, &sources, Forced::from_env()?, options.dtype())
+    Cuda::new(driver, &sources, forced, options.dtype())
 }
 
 pub(super) fn unsupported(device: Device, dtype: Dtype) -> Error {

@@ -351,7 +351,7 @@ impl<'m, B: Backend> Session<'m, B> {
             let (number, step) = place(run);
             run.chooser.draw(&run.ids, number, step)
         });
-        let on_device = backend.sample(&mut tokens, &self.device_logits, &draws.collect::<Vec<_>>(), vocab);
+        let on_device = backend.sample(&mut tokens, &self.device_logits, draws, vocab);
         if !on_device {
             self.host_logits.resize(running.len() * vocab, 0.0);
             backend.read_real(&mut self.host_logits, &self.device_logits);

@@ -42,6 +42,20 @@ fn variables_are_named_where_they_matter() {
         let error = with_env(&["sample", "--model", &model], &[(variable, value)]).fails(code);
         assert!(error.contains(variable) && error.contains(value), "{error}");
     }
+    #[cfg(all(unix, feature = "cuda"))]
+    for (variable, device) in [
+        ("DELLA_GEMM", "cpu"),
+        ("DELLA_VARIANT", "emulator"),
+        ("DELLA_EMULATOR_FLAGS", "emulator"),
+        ("CXX", "emulator"),
+    ] {
+        use std::os::unix::ffi::OsStrExt;
+
+        let mut command = della(&["sample", "--model", &model, "--device", device]);
+        command.env(variable, std::ffi::OsStr::from_bytes(b"\xff"));
+        let error = finish(command).fails(1);
+        assert!(error.contains(variable) && error.contains("unicode"), "{error}");
+    }
     let error = with_env(&["sample", "--threads", "many"], &[("DELLA_THREADS", "many")]).fails(2);
     assert!(!error.contains("DELLA_THREADS"), "{error}");
 }

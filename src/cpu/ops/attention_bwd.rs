@@ -118,7 +118,8 @@ impl Kernel for Block<'_> {
             let seen = range.end.min(query + 1).saturating_sub(range.start);
             let (p, unseen_p) = p[i * KEYS..][..KEYS].split_at_mut(seen);
             let (g, unseen_g) = g[i * KEYS..][..KEYS].split_at_mut(seen);
-            (unseen_p.fill(0.0), unseen_g.fill(0.0));
+            unseen_p.fill(0.0);
+            unseen_g.fill(0.0);
             let masked = ((t * dims.heads + head) as u64, range.start);
             mask.apply(masked.0, masked.1, g);
             let (dy, y) = (&dy[forward.place(t, head)..][..head_dim], &y[forward.place(t, head)..][..head_dim]);

@@ -15,6 +15,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
 use super::{Address, Arch, Arg, Driver, Function, Geometry, Graph, TensorMap, Tiling, pointers};
 use crate::cuda::cache::Cache;
 use crate::cuda::source::{Program, Sources};
+use crate::env::variable;
 use crate::error::{Error, Result};
 
 /// The variable that adds flags of the C++ compiler, `-fsanitize=address` for instance.
@@ -318,19 +319,11 @@ impl Driver for Emulator {
 
     fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap> {
         let mut map = TensorMap([0; 16]);
-        let &Tiling { base, dims, tile } = tiling;
+        let &Tiling { base, dims, stride, tile } = tiling;
         // SAFETY: the map has 128 bytes, the arrays the two elements that the runtime reads; the base is only kept.
         unsafe {
             let (dims_at, tile_at) = (dims.as_ptr().cast(), tile.as_ptr());
-            (self.runtime.map_tensor)(
-                (&raw mut map).cast(),
-                base as *const c_void,
-                dims_at,
-                dims[0] * 2,
-                tile_at,
-                2,
-                1,
-            );
+            (self.runtime.map_tensor)((&raw mut map).cast(), base as *const c_void, dims_at, stride * 2, tile_at, 2, 1);
         }
         Ok(map)
     }
@@ -355,7 +348,7 @@ impl Driver for Emulator {
 /// The C++ compiler that the emulator uses, as it describes itself.
 ///
 /// # Errors
-/// There is none.
+/// There is none; a variable is not UTF-8.
 pub fn compiler() -> Result<String> {
     Compiler::find().map(|compiler| compiler.version)
 }
@@ -370,10 +363,13 @@ struct Compiler {
 
 impl Compiler {
     /// `$CXX`, or the first of the usual names.
+    ///
+    /// # Errors
+    /// There is none; a variable is not UTF-8.
     fn find() -> Result<Self> {
-        let named = std::env::var("CXX").ok();
+        let named = variable("CXX")?;
         let candidates: Vec<String> = named.into_iter().chain(["c++", "g++", "clang++"].map(String::from)).collect();
-        let flags = std::env::var(FLAGS_VAR).unwrap_or_default();
+        let flags = variable(FLAGS_VAR)?.unwrap_or_default();
         let flags = flags.split_whitespace().map(String::from).collect();
         for command in &candidates {
             let Ok(output) = Command::new(command).arg("--version").output() else { continue };

@@ -74,6 +74,8 @@ pub struct Tiling {
     pub base: Address,
     /// Elements of a row, and rows.
     pub dims: [u64; 2],
+    /// Elements from row to row.
+    pub stride: u64,
     /// Elements along a row, and rows, of a box.
     pub tile: [u32; 2],
 }

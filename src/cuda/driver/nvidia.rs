@@ -321,8 +321,8 @@ impl Driver for Nvidia {
 
     fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap> {
         let _turn = self.bind()?;
-        let &Tiling { base, dims, tile } = tiling;
-        let (strides, steps) = ([2 * dims[0]], [1u32, 1]);
+        let &Tiling { base, dims, stride, tile } = tiling;
+        let (strides, steps) = ([2 * stride], [1u32, 1]);
         let mut map = MaybeUninit::<sys::CUtensorMap>::zeroed();
         // SAFETY: the arrays have the two (strides: one) elements that a map of two dimensions takes; the driver fills the
         // map, whose type is 128 bytes of integers.

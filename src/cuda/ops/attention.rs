@@ -80,7 +80,6 @@ impl AttentionOps for Cuda {
 impl Cuda {
     fn over_spans(&self, spans: &Spans<Cuda>, dims: AttentionDims) -> Problem {
         let types = self.act_types();
-        let matrix = Problem::matrix(types, spans.longest, dims.head_dim);
-        Problem { depth: dims.heads, batch: spans.rows, ..matrix }
+        Problem { depth: dims.heads, batch: spans.rows, ..Problem::matrix(types, spans.longest, dims.head_dim) }
     }
 }

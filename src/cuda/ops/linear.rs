@@ -33,7 +33,7 @@ impl LinearOps for Cuda {
         tokens: usize,
     ) {
         let (inputs, outputs) = (w.rows, w.cols);
-        let narrow = self.narrowed(dy, tokens * outputs);
+        let narrow = self.narrowed(dy, [tokens, outputs], outputs);
         let dy_at = operand(narrow.as_ref().unwrap_or(dy), tokens * outputs);
         let x_at = operand(x, tokens * inputs);
         let by_x = Product::plain(operand(dx, tokens * inputs), dy_at, w.operand());
@@ -80,13 +80,19 @@ impl LinearOps for Cuda {
     }
 
     fn head_bwd(&self, dx: &mut Buffer, dwte: &mut Buffer, dlogits: &Buffer, x: &Buffer, wte: &Weight, tokens: usize) {
-        let (vocab, width, len) = (wte.rows, wte.cols, tokens * wte.rows);
-        let narrow = self.narrowed(dlogits, len);
-        let (dlogits, x) = (operand(narrow.as_ref().unwrap_or(dlogits), len), operand(x, tokens * width));
+        let (vocab, width) = (wte.rows, wte.cols);
+        // where they are rounded anyway, rows become whole 16 bytes: others are loaded two elements at a time
+        let whole = vocab.next_multiple_of(8);
+        let narrow = self.narrowed(dlogits, [tokens, vocab], whole);
+        let (dlogits, a_stride) = match &narrow {
+            Some(narrow) => (operand(narrow, tokens * whole), Some(whole)),
+            None => (operand(dlogits, tokens * vocab), None),
+        };
+        let x = operand(x, tokens * width);
         let by_x = Product::plain(operand(dx, tokens * width), dlogits, wte.operand());
-        self.product(Layout::Nn, [tokens, width, vocab], &by_x);
-        let by_w = Product { accumulate: true, ..Product::plain(operand(dwte, vocab * width), dlogits, x) };
-        self.product(Layout::Tn, [vocab, width, tokens], &by_w);
+        self.product(Layout::Nn, [tokens, width, vocab], &Product { a_stride, ..by_x });
+        let by_w = Product::plain(operand(dwte, vocab * width), dlogits, x);
+        self.product(Layout::Tn, [vocab, width, tokens], &Product { a_stride, accumulate: true, ..by_w });
     }
 
     fn latent_linear_fwd(&self, y: &mut Buffer, x: &Buffer, w: &Weight, rows: usize, accumulate: bool) {
@@ -114,13 +120,13 @@ impl LinearOps for Cuda {
 }
 
 impl Cuda {
-    /// The first `len` elements as bf16, where products take that and they are not.
-    fn narrowed(&self, x: &Buffer, len: usize) -> Option<Buffer> {
+    /// A matrix as bf16, where products take that and it is not, with `stride` elements from row to row.
+    fn narrowed(&self, x: &Buffer, [rows, cols]: [usize; 2], stride: usize) -> Option<Buffer> {
         if !self.is_bf16() || x.width() == 2 {
             return None;
         }
-        let narrow = self.scratch(len, 2)?;
-        self.narrow(narrow.first(len), x.first(len), len);
+        let narrow = self.scratch(rows * stride, 2)?;
+        self.narrow(narrow.first(rows * stride), x.first(rows * cols), [rows, cols], stride);
         Some(narrow)
     }
 

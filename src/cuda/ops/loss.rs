@@ -18,7 +18,13 @@ impl LossOps for Cuda {
         self.launch("cross_entropy_bwd", Problem::matrix(Types::F32, tokens, vocab), &args);
     }
 
-    fn sample(&self, tokens: &mut [u32], logits: &Buffer, draws: &[Draw<'_>], vocab: usize) -> bool {
+    fn sample<'a>(
+        &self,
+        tokens: &mut [u32],
+        logits: &Buffer,
+        draws: impl ExactSizeIterator<Item = Draw<'a>>,
+        vocab: usize,
+    ) -> bool {
         let rows = draws.len();
         let (mut settings, mut history) = (Vec::with_capacity(SETTINGS * rows), Vec::new());
         for draw in draws {
@@ -27,7 +33,7 @@ impl LossOps for Cuda {
             if draw.repetition_penalty != 1.0 {
                 history.extend_from_slice(draw.history);
             }
-            settings.extend(words(draw, first, history.len()));
+            settings.extend(words(&draw, first, history.len()));
         }
         let buffers = || {
             let (chosen, ids) = (self.memory.buffer(rows, 4)?, self.memory.buffer(history.len().max(1), 4)?);
