@@ -90,6 +90,9 @@ fn scatter<const N: usize>(packed: &mut [f32], x: &[f32], rows: usize) {
     }
 }
 
+/// Inputs that are asked for before they are packed: they lie so far apart that the processor does not foresee them.
+const AHEAD: usize = 16;
+
 /// [`pack`] where rows are side by side.
 struct PackColumns<'a> {
     form: Form,
@@ -118,6 +121,7 @@ impl Kernel for PackColumns<'_> {
                     // Vectors, as there are fewer rows than a call of a copy is worth.
                     for r in (0..rows).step_by(S::LANES) {
                         let x = s.load(&column(k)[r..]);
+                        s.prefetch(column(k).as_ptr().wrapping_add(AHEAD * stride + r));
                         s.store(&mut packed[r..], x);
                     }
                 }

@@ -290,6 +290,9 @@ impl Kernel for PackRows<'_> {
     }
 }
 
+/// Rows that are asked for before they are packed: they lie so far apart that the processor does not foresee them.
+const AHEAD: usize = 16;
+
 /// Fills a panel whose outputs are columns of the matrix.
 struct PackColumns<'a> {
     packed: &'a mut [f32],
@@ -319,6 +322,7 @@ impl Kernel for PackColumns<'_> {
                 for (slots, k) in slots.zip(0..matrix.rows) {
                     for n in (0..count).step_by(S::LANES) {
                         let x = s.load(&row(k)[n..]);
+                        s.prefetch(row(k).as_ptr().wrapping_add(AHEAD * matrix.cols + n));
                         s.store(&mut slots[n..count], x);
                     }
                 }
