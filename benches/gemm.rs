@@ -2,7 +2,7 @@
 //!
 //! One row of activations is bound by reading the weight and is reported in bytes a second; more rows are reported in
 //! floating-point operations a second. `DELLA_THREADS` sets the threads. A result is checked before it is timed.
-//!
+//! `gemm-crate-f32` is the peer from crates.io, which packs both sides anew in each product and adds no bias.
 //! A single row takes another copy of the weight each time, so that it is read from memory as in a model, not from a cache.
 
 use std::hint::black_box;
@@ -46,6 +46,47 @@ fn check(dtype: Dtype, y: &[f32], x: &[f32], w: &[f32], inputs: usize, outputs: 
     }
 }
 
+/// `y = x w` by the `gemm` crate, on so many threads.
+#[allow(unsafe_code)]
+fn peer(y: &mut [f32], x: &[f32], w: &[f32], (rows, inputs, outputs): (usize, usize, usize), threads: usize) {
+    assert!(y.len() >= rows * outputs && x.len() >= rows * inputs && w.len() >= inputs * outputs);
+    let (y_stride, x_stride) = (outputs as isize, inputs as isize);
+    let parallelism = match threads {
+        1 => gemm_peer::Parallelism::None,
+        threads => gemm_peer::Parallelism::Rayon(threads),
+    };
+    // SAFETY: the matrices are row-major and, as was just asserted, as long as their sizes say; `y` is not read.
+    unsafe {
+        gemm_peer::gemm(
+            rows,
+            outputs,
+            inputs,
+            y.as_mut_ptr(),
+            1,
+            y_stride,
+            false,
+            x.as_ptr(),
+            1,
+            x_stride,
+            w.as_ptr(),
+            1,
+            y_stride,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Threads that work on a product.
+fn threads() -> usize {
+    let set = std::env::var("DELLA_THREADS").ok().and_then(|threads| threads.parse().ok());
+    set.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 fn products(c: &mut Criterion) {
     for (inputs, outputs) in SHAPES {
         let w = normal(1, inputs * outputs);
@@ -75,6 +116,14 @@ fn products(c: &mut Criterion) {
                     b.iter(|| cpu.linear_fwd(black_box(&mut y), &device_x, next(), &bias, rows));
                 });
             }
+            let copies: Vec<_> = vec![w.clone(); if rows == 1 { COPIES / (4 * w.len()) } else { 1 }];
+            let (mut w, size, mut y) = (copies.iter().cycle(), (rows, inputs, outputs), vec![0.0; rows * outputs]);
+            let mut next = || w.next().expect("a copy");
+            peer(&mut y, &x, next(), size, threads());
+            check(Dtype::F32, &y, &x, &copies[0], inputs, outputs);
+            group.bench_function(BenchmarkId::from_parameter("gemm-crate-f32"), |b| {
+                b.iter(|| peer(black_box(&mut y), &x, next(), size, threads()));
+            });
         }
     }
 }
