@@ -45,7 +45,7 @@ fn step(c: &mut Criterion) {
     let specs = specs.list();
     let place = |name: &str| specs.iter().position(|spec| spec.name == name).expect("a parameter of the preset");
     let device = DeviceOptions { threads: Some(threads()), ..DeviceOptions::default() };
-    let read = |spec: &della::model::params::Spec| Ok(Cow::Owned(spec.initial(0, place(&spec.name))));
+    let read = |spec: &della::model::params::Spec, _: Vec<f32>| Ok(Cow::Owned(spec.initial(0, place(&spec.name))));
     let mut learner = engine::learner(config.clone(), &device, &read).expect("the device has the memory");
 
     let (count, len) = BATCH;

@@ -68,7 +68,7 @@ impl Case {
     }
 
     fn learner<B: della::backend::Backend>(&self, backend: B) -> Learner<B> {
-        Learner::new(backend, self.config.clone(), &|spec| Ok(Cow::Owned(values(spec)))).unwrap()
+        Learner::new(backend, self.config.clone(), &|spec, _| Ok(Cow::Owned(values(spec)))).unwrap()
     }
 
     fn accumulate<B: della::backend::Backend>(&self, learner: &mut Learner<B>, rows: std::ops::Range<usize>) -> Losses {

@@ -126,7 +126,7 @@ fn a_head_alone_is_the_embedding() {
 #[test]
 fn a_parameter_of_another_size_is_named() {
     let checkpoint = Checkpoint::open(fixture("vae")).unwrap();
-    let read = |spec: &Spec| {
+    let read = |spec: &Spec, _: Vec<f32>| {
         let mut values = checkpoint.read_f32(&spec.name)?;
         values.truncate(if spec.name == "model.decoder.transformer.ln_f.bias" { 47 } else { usize::MAX });
         Ok(Cow::Owned(values))

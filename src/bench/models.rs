@@ -73,9 +73,9 @@ impl Weights {
         Ok(Weights { name, config, checkpoint, places })
     }
 
-    fn read(&self, spec: &Spec) -> Result<Cow<'_, [f32]>> {
+    fn read(&self, spec: &Spec, spare: Vec<f32>) -> Result<Cow<'_, [f32]>> {
         match &self.checkpoint {
-            Some(checkpoint) => checkpoint.read_f32(&spec.name).map(Cow::Owned),
+            Some(checkpoint) => checkpoint.read_f32_into(&spec.name, spare).map(Cow::Owned),
             None => Ok(Cow::Owned(spec.initial(0, self.places[&spec.name]))),
         }
     }
@@ -85,7 +85,7 @@ impl Weights {
     /// # Errors
     /// The weights cannot be read; there is no memory.
     pub fn engine<B: Backend>(&self, backend: B) -> Result<Box<dyn Engine>> {
-        Ok(Box::new(Model::load(backend, self.config.clone(), &|spec| self.read(spec))?))
+        Ok(Box::new(Model::load(backend, self.config.clone(), &|spec, spare| self.read(spec, spare))?))
     }
 
     /// The model on this device, to be trained.
@@ -93,7 +93,7 @@ impl Weights {
     /// # Errors
     /// As [`engine`](Self::engine).
     pub fn learner<B: Backend>(&self, backend: B) -> Result<Box<dyn Learner>> {
-        Ok(Box::new(learn::Learner::new(backend, self.config.clone(), &|spec| self.read(spec))?))
+        Ok(Box::new(learn::Learner::new(backend, self.config.clone(), &|spec, spare| self.read(spec, spare))?))
     }
 
     /// Refuses a case that is longer than the model reads.

@@ -151,7 +151,8 @@ pub(super) fn unsupported(device: Device, dtype: Dtype) -> Error {
 }
 
 fn load<B: Backend>(backend: B, config: Config, checkpoint: &Checkpoint) -> Result<Box<dyn Engine>> {
-    let model = Model::load(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned))?;
+    let model =
+        Model::load(backend, config, &|spec, spare| checkpoint.read_f32_into(&spec.name, spare).map(Cow::Owned))?;
     Ok(Box::new(model))
 }
 

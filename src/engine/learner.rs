@@ -10,9 +10,8 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::io::checkpoint::Checkpoint;
 use crate::learn::{self, Part, Update};
-use crate::model::Config;
 use crate::model::gradient::{Batch, Losses, Objective};
-use crate::model::params::Spec;
+use crate::model::{Config, Read};
 use crate::reference::Reference;
 
 /// A model with gradients and an optimiser: see [`learn::Learner`], whose methods these are.
@@ -84,11 +83,7 @@ impl<B: Backend> Learner for learn::Learner<B> {
 ///
 /// # Errors
 /// Those of `read`; the device cannot be had, or does not train.
-pub fn learner<'a>(
-    config: Config,
-    options: &DeviceOptions,
-    read: &(dyn Fn(&Spec) -> Result<Cow<'a, [f32]>> + Sync),
-) -> Result<Box<dyn Learner>> {
+pub fn learner<'a>(config: Config, options: &DeviceOptions, read: &Read<'a>) -> Result<Box<dyn Learner>> {
     Ok(match (options.device, options.dtype()) {
         (Device::Reference, Dtype::F64) => Box::new(learn::Learner::new(Reference, config, read)?),
         (Device::Auto | Device::Cpu, Dtype::F32 | Dtype::Bf16) => {
@@ -110,5 +105,5 @@ pub fn learner<'a>(
 pub fn open_learner(path: &Path, options: &DeviceOptions) -> Result<Box<dyn Learner>> {
     let checkpoint = Checkpoint::open(path)?;
     let config = Config::read(&checkpoint)?;
-    learner(config, options, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned))
+    learner(config, options, &|spec, spare| checkpoint.read_f32_into(&spec.name, spare).map(Cow::Owned))
 }

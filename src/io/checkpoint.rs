@@ -130,7 +130,15 @@ impl Checkpoint {
     /// # Errors
     /// There is no such tensor, it is not floating-point, or an element is infinite or NaN.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        self.read(name)
+        self.read_f32_into(name, Vec::new())
+    }
+
+    /// [`read_f32`](Self::read_f32) into the memory of a vector whose content is of no use any more.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::read_f32`].
+    pub fn read_f32_into(&self, name: &str, spare: Vec<f32>) -> Result<Vec<f32>> {
+        self.read(name, spare)
     }
 
     /// The elements of a floating-point tensor in row-major order.
@@ -138,7 +146,7 @@ impl Checkpoint {
     /// # Errors
     /// As for [`Checkpoint::read_f32`].
     pub fn read_f64(&self, name: &str) -> Result<Vec<f64>> {
-        self.read(name)
+        self.read(name, Vec::new())
     }
 
     /// The elements of an integer or boolean tensor in row-major order.
@@ -146,7 +154,7 @@ impl Checkpoint {
     /// # Errors
     /// There is no such tensor, or it is floating-point.
     pub fn read_i64(&self, name: &str) -> Result<Vec<i64>> {
-        self.read(name)
+        self.read(name, Vec::new())
     }
 
     /// Whether two floating-point tensors have the same shape and elements, as tied weights must.
@@ -179,9 +187,10 @@ impl Checkpoint {
             .ok_or_else(|| self.malformed(format!("has no tensor {} among its {}", quoted(name), self.tensors.len())))
     }
 
-    fn read<T: Number>(&self, name: &str) -> Result<Vec<T>> {
+    fn read<T: Number>(&self, name: &str, mut elements: Vec<T>) -> Result<Vec<T>> {
         let tensor = self.tensor(name)?;
-        let mut elements: Vec<T> = Vec::with_capacity(tensor.elements());
+        elements.clear();
+        elements.reserve_exact(tensor.elements());
         for chunk in tensor.chunks() {
             let start = chunk.start;
             self.read_chunk(tensor, chunk, &mut elements)?;

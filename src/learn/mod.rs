@@ -1,13 +1,12 @@
 //! A model that learns: master weights, gradients and AdamW's averages beside the weights as the device wants them.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 
 use crate::backend::{AdamW, Backend};
 use crate::error::Result;
 use crate::model::gradient::{Batch, Losses, Objective, Pass};
 use crate::model::params::Spec;
-use crate::model::{Config, Model, Params, Plain};
+use crate::model::{Config, Model, Params, Plain, Read};
 
 /// One value for each value of a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,18 +65,14 @@ impl<B: Backend> Learner<B> {
     ///
     /// # Errors
     /// As [`Model::load`].
-    pub fn new<'a>(
-        backend: B,
-        config: Config,
-        read: &(dyn Fn(&Spec) -> Result<Cow<'a, [f32]>> + Sync),
-    ) -> Result<Self> {
+    pub fn new<'a>(backend: B, config: Config, read: &Read<'a>) -> Result<Self> {
         let tree = config.specs();
         let specs: Vec<Spec> = tree.list().into_iter().cloned().collect();
         let model = Model::load(backend, config, read)?;
         let backend = &model.backend;
         let slot = |spec: &Spec| {
             Ok(Slot {
-                master: spec.role.map(|_| backend.real_from(&read(spec)?)).transpose()?,
+                master: spec.role.map(|_| backend.real_from(&read(spec, Vec::new())?)).transpose()?,
                 mean: backend.real(spec.len())?,
                 square: backend.real(spec.len())?,
             })

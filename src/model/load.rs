@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::num::NonZero;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
 
 use rayon::prelude::*;
@@ -56,6 +57,31 @@ fn untied(checkpoint: &Checkpoint) -> Result<Option<String>> {
     Ok(differs.then(|| format!("{head} differs from {table}, but this model ties them")))
 }
 
+/// Gives a parameter's values as stored; it may fill the vector, which is empty, and return it.
+pub type Read<'a> = dyn Fn(&Spec, Vec<f32>) -> Result<Cow<'a, [f32]>> + Sync + 'a;
+
+/// Vectors that were read into, to be read into again: memory from the system costs more than the values in it.
+#[derive(Default)]
+struct Spares(Mutex<Vec<Vec<f32>>>);
+
+impl Spares {
+    /// Values beyond which a vector is given back: the tables, which would double what is held.
+    const MOST: usize = 1 << 22;
+
+    fn take(&self) -> Vec<f32> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn keep(&self, values: Cow<'_, [f32]>) {
+        if let Cow::Owned(mut values) = values
+            && values.capacity() <= Self::MOST
+        {
+            values.clear();
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(values);
+        }
+    }
+}
+
 enum Leaf<M, V> {
     Matrix(M),
     Vector(V),
@@ -68,25 +94,23 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Those of `read`, and of the device when memory runs out; and `read` gives another number of values than a
     /// parameter has.
-    pub fn load<'a>(
-        backend: B,
-        config: Config,
-        read: &(dyn Fn(&Spec) -> Result<Cow<'a, [f32]>> + Sync),
-    ) -> Result<Self> {
-        let specs = config.specs();
+    pub fn load<'a>(backend: B, config: Config, read: &Read<'a>) -> Result<Self> {
+        let (specs, spares) = (config.specs(), Spares::default());
         let prepare = |spec: &Spec| -> Result<_> {
-            let data = read(spec)?;
+            let data = read(spec, spares.take())?;
             if data.len() != spec.len() {
                 let message = format!("{} values were read, but its shape is {:?}", data.len(), spec.shape);
                 return Err(Error::input(&spec.name, message));
             }
-            Ok(match spec.role {
+            let leaf = match spec.role {
                 Some(role) => {
                     let matrix = Matrix { data: &data, rows: spec.shape[0], cols: spec.shape[1] };
                     Leaf::Matrix(backend.weight(matrix, role)?)
                 }
                 None => Leaf::Vector(backend.real_from(&data)?),
-            })
+            };
+            spares.keep(data);
+            Ok(leaf)
         };
         let threads = available_parallelism().map_or(1, NonZero::get).min(READERS);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();

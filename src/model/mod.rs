@@ -21,6 +21,7 @@ pub mod trace;
 
 pub use block::{Plain, Prepared};
 pub use config::Config;
+pub use load::Read;
 pub use params::Params;
 
 use crate::backend::Backend;

@@ -148,7 +148,7 @@ impl Run {
         };
         let per_epoch = batches_per_epoch(&corpus, &settings)?.div_ceil(settings.batch.accumulate as u64);
         let steps = settings.run.total_steps(per_epoch);
-        let mut learner = engine::learner(start.config.clone(), device, &|spec| start.read(spec))?;
+        let mut learner = engine::learner(start.config.clone(), device, &|spec, _| start.read(spec))?;
         if state.step > 0 {
             checkpoints.load(state.step, &mut *learner)?;
         }

@@ -26,12 +26,12 @@ pub fn normal(seed: u64, len: usize) -> Vec<f32> {
 pub fn model<B: Backend>(dir: &Path, backend: B) -> Model<B> {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let config = Config::read(&checkpoint).unwrap();
-    Model::load(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
+    Model::load(backend, config, &|spec, spare| checkpoint.read_f32_into(&spec.name, spare).map(Cow::Owned)).unwrap()
 }
 
 /// The model in `dir`, to be trained.
 pub fn learner<B: Backend>(dir: &Path, backend: B) -> Learner<B> {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let config = Config::read(&checkpoint).unwrap();
-    Learner::new(backend, config, &|spec| checkpoint.read_f32(&spec.name).map(Cow::Owned)).unwrap()
+    Learner::new(backend, config, &|spec, spare| checkpoint.read_f32_into(&spec.name, spare).map(Cow::Owned)).unwrap()
 }
