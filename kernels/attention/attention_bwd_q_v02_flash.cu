@@ -22,11 +22,7 @@ KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_q(bf16* __restrict__ dqkv, const b
     const int of_warp = 16 * warp_in_block(), query = of_warp + lane / 4;  // and query + 8, in the tile
     const u64 mask_row = mask_row_of(at, query);
 
-    auto load = [&](int k) {
-        load_tile(keys[k % 2], at.of_head + k * TILE * at.stride + at.width, at.stride, at.length - k * TILE);
-        load_tile(values[k % 2], at.of_head + k * TILE * at.stride + 2 * at.width, at.stride, at.length - k * TILE);
-        cp_async_commit();
-    };
+    auto load = [&](int k) { load_keys(keys[k % 2], values[k % 2], at, k); };
     // Queries and slopes pass through the second stage.
     load_tile(keys[1], at.of_head + at.first * at.stride, at.stride, at.length - at.first);
     load_tile(values[1], slopes + (size_t)at.first * at.width, at.width, at.length - at.first);

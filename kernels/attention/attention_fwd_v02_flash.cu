@@ -18,11 +18,7 @@ KERNEL BOUNDS(FLASH_THREADS, 4) attention_fwd(bf16* __restrict__ y, float* __res
     const int of_warp = 16 * warp_in_block(), query = of_warp + lane / 4;  // and query + 8, in the tile
     const u64 mask_row = mask_row_of(at, query);
 
-    auto load = [&](int k) {
-        load_tile(keys[k % 2], at.of_head + k * TILE * at.stride + at.width, at.stride, at.length - k * TILE);
-        load_tile(values[k % 2], at.of_head + k * TILE * at.stride + 2 * at.width, at.stride, at.length - k * TILE);
-        cp_async_commit();
-    };
+    auto load = [&](int k) { load_keys(keys[k % 2], values[k % 2], at, k); };
     load_tile(queries, at.of_head + at.first * at.stride, at.stride, at.length - at.first);
     load(0);
     cp_async_wait<0>();

@@ -50,6 +50,14 @@ DEVICE void load_tile(bf16* tile, const bf16* from, size_t stride, int rows) {
     }
 }
 
+// Starts copies of the span's tile `k` of keys, and of values, as one group.
+DEVICE void load_keys(bf16* keys, bf16* values, const Part& at, int k) {
+    const bf16* from = at.of_head + k * TILE * at.stride + at.width;
+    load_tile(keys, from, at.stride, at.length - k * TILE);
+    load_tile(values, from + at.width, at.stride, at.length - k * TILE);
+    cp_async_commit();
+}
+
 // Columns 16 k to 16 k + 15 of the warp's rows.
 DEVICE void load_part(u32 (&part)[4], const bf16* tile, int k) {
     const int lane = lane_in_warp();

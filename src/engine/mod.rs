@@ -20,13 +20,13 @@ pub use score::RowScore;
 
 use ndarray::{Array2, Array3, ArrayView3, Axis};
 
-use crate::backend::{Backend, HostFloat};
+use crate::backend::{Backend, Drive, HostFloat};
 use crate::error::{Error, Result};
 use crate::generate::session::{self, Next, Request, upload_latents};
 use crate::latent::{Gaussian, Latents};
 use crate::model::acts::{ChainActs, Keep, StackActs};
 use crate::model::encode::{EncoderBatch, Row};
-use crate::model::latent::{Drive, Noise};
+use crate::model::latent::Noise;
 use crate::model::stack::Context;
 use crate::model::trace;
 use crate::model::{Config, Model};

@@ -7,13 +7,13 @@
 use ndarray::{Array3, ArrayView3};
 
 use super::read_layers;
-use crate::backend::Backend;
+use crate::backend::{Backend, Drive};
 use crate::error::Result;
 use crate::generate::session::upload_latents;
 use crate::model::Model;
 use crate::model::acts::{ChainActs, Keep, StackActs};
 use crate::model::encode::{EncoderBatch, Row};
-use crate::model::latent::{Drive, Noise};
+use crate::model::latent::Noise;
 
 /// What the posterior nets make of rows, and of the chain states that latents lead to. Their sum for row `n` and latents
 /// `m` is the mean and the log-variance of `q(z_l | x_n, z_<l)` at the `z_<l` of `m`.

@@ -195,10 +195,8 @@ impl Checkpoint {
             let start = chunk.start;
             self.read_chunk(tensor, chunk, &mut elements)?;
             // All first, which runs in vectors; then which one.
-            if elements[start..].iter().fold(true, |finite, element| finite & element.is_finite()) {
-                continue;
-            }
-            if let Some(found) = elements[start..].iter().position(|element| !element.is_finite()) {
+            let finite = elements[start..].iter().fold(true, |finite, element| finite & element.is_finite());
+            if !finite && let Some(found) = elements[start..].iter().position(|element| !element.is_finite()) {
                 let problem = format!("tensor {} has no finite number at index {}", quoted(name), start + found);
                 return Err(self.malformed(problem + "; the file is damaged or training diverged"));
             }

@@ -12,11 +12,11 @@ use super::acts::{ChainActs, Keep, StackActs};
 use super::block::Plain;
 use super::dropout::{Dropout, Rates};
 use super::encode::{EncoderBatch, Row};
-use super::latent::{ChainGradient, Drive, Noise};
+use super::latent::{ChainGradient, Noise};
 use super::loss::{HeadScratch, Target};
 use super::stack::{Context, Fusion, StackGradient, Tokens};
 use super::{Model, Params};
-use crate::backend::Backend;
+use crate::backend::{Backend, Drive};
 use crate::dims::Dims;
 use crate::error::{Error, Result};
 

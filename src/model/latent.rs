@@ -11,8 +11,7 @@
 use super::acts::ChainActs;
 use super::block::Plain;
 use super::{Model, Params};
-pub use crate::backend::Drive;
-use crate::backend::{Backend, ChainLayer, ChainScratch};
+use crate::backend::{Backend, ChainLayer, ChainScratch, Drive};
 use crate::dims::Dims;
 use crate::error::Result;
 

@@ -88,8 +88,8 @@ enum Leaf<M, V> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Reads every parameter once, several at a time, and prepares it; what `read` returned is dropped before the next
-    /// one is read, so that no second copy of the model is ever held.
+    /// Reads every parameter once, several at a time, and prepares it; the memory of what `read` returned takes the next
+    /// one, or is given back, so that no second copy of the model is ever held.
     ///
     /// # Errors
     /// Those of `read`, and of the device when memory runs out; and `read` gives another number of values than a

@@ -8,9 +8,9 @@ use super::acts::{ChainActs, Keep, StackActs};
 use super::dropout::Rates;
 use super::encode::{EncoderBatch, Row};
 use super::gradient::{Batch, Objective, Pass};
-use super::latent::{Drive, Noise};
+use super::latent::Noise;
 use super::stack::Context;
-use crate::backend::Backend;
+use crate::backend::{Backend, Drive};
 use crate::error::{Error, Result};
 
 /// What a pass is given.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::format::{Bf16Words, Greatest, Int8Words, Integers, bf16_words_of, int8_scale};
 use crate::cpu::parallel::with_scratch;
-use crate::cpu::simd::{Form, Kernel, Simd, Token, Transpose};
+use crate::cpu::simd::{Form, Kernel, Simd, Token, Transpose, copy_row};
 
 /// A matrix, from its first row and input on.
 #[derive(Clone, Copy)]
@@ -90,9 +90,6 @@ fn scatter<const N: usize>(packed: &mut [f32], x: &[f32], rows: usize) {
     }
 }
 
-/// Inputs that are asked for before they are packed: they lie so far apart that the processor does not foresee them.
-const AHEAD: usize = 16;
-
 /// [`pack`] where rows are side by side.
 struct PackColumns<'a> {
     form: Form,
@@ -118,12 +115,7 @@ impl Kernel for PackColumns<'_> {
         match (form, group) {
             (Form::Floats, 1) => {
                 for (k, packed) in inputs.clone().zip(packed.chunks_exact_mut(rows)) {
-                    // Vectors, as there are fewer rows than a call of a copy is worth.
-                    for r in (0..rows).step_by(S::LANES) {
-                        let x = s.load(&column(k)[r..]);
-                        s.prefetch(column(k).as_ptr().wrapping_add(AHEAD * stride + r));
-                        s.store(&mut packed[r..], x);
-                    }
+                    copy_row(s, packed, column(k), stride);
                 }
             }
             (Form::Floats, 2) => {

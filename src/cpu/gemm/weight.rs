@@ -8,7 +8,7 @@ use super::micro::Piece;
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::{Pool, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, Token, Transpose, transpose};
+use crate::cpu::simd::{Kernel, Simd, Token, Transpose, copy_row, transpose};
 use crate::error::Result;
 
 /// A matrix of parameters `W (in, out)`, laid out for one implementation of the matrix product.
@@ -290,9 +290,6 @@ impl Kernel for PackRows<'_> {
     }
 }
 
-/// Rows that are asked for before they are packed: they lie so far apart that the processor does not foresee them.
-const AHEAD: usize = 16;
-
 /// Fills a panel whose outputs are columns of the matrix.
 struct PackColumns<'a> {
     packed: &'a mut [f32],
@@ -320,11 +317,7 @@ impl Kernel for PackColumns<'_> {
         match layout.format {
             Format::F32 => {
                 for (slots, k) in slots.zip(0..matrix.rows) {
-                    for n in (0..count).step_by(S::LANES) {
-                        let x = s.load(&row(k)[n..]);
-                        s.prefetch(row(k).as_ptr().wrapping_add(AHEAD * matrix.cols + n));
-                        s.store(&mut slots[n..count], x);
-                    }
+                    copy_row(s, slots, row(k), matrix.cols);
                 }
             }
             Format::Bf16 => {

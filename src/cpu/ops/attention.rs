@@ -102,7 +102,6 @@ struct Sequence {
 }
 
 /// Queries of one head, each of which sees one key more than the one before.
-#[derive(Clone)]
 struct Queries<'a> {
     qkv: &'a [f32],
     dims: AttentionDims,

@@ -19,7 +19,7 @@ pub use product::small_product;
 pub use reduce::{add_rows, add_weighted, dot, max, scaled_by, scaled_softmax, softmax};
 
 pub use tiles::{TILE_ROWS, TILE_WORDS, TileUnit};
-pub use transpose::{Transpose, dots, fetch, transpose};
+pub use transpose::{Transpose, copy_row, dots, fetch, transpose};
 
 use crate::cpu::arch::Portable;
 #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Transposed matrices, a square of vectors at a time.
+//! Copies of matrices: transposed, a square of vectors at a time, and of rows that lie far apart.
 
 use std::ops::Range;
 
@@ -75,6 +75,20 @@ pub fn dots<S: Simd>(s: S, y: &mut [f32], a: &[f32], (x, x_stride): (&[f32], usi
             }
         }
         s.store(&mut y[first..first + rows], sum);
+    }
+}
+
+/// Copies a row to `y`, of a matrix whose rows are `stride` apart and are copied one after the other: so far apart that the
+/// processor does not foresee them, which is why a later one is asked for. In vectors, as rows may be shorter than a call
+/// of a copy is worth.
+#[inline(always)]
+pub fn copy_row<S: Simd>(s: S, y: &mut [f32], row: &[f32], stride: usize) {
+    const AHEAD: usize = 16;
+    let y = &mut y[..row.len()];
+    for i in (0..row.len()).step_by(S::LANES) {
+        let x = s.load(&row[i..]);
+        s.prefetch(row.as_ptr().wrapping_add(AHEAD * stride + i));
+        s.store(&mut y[i..], x);
     }
 }
 
