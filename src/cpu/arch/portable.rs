@@ -157,6 +157,11 @@ impl Simd for Portable {
         map(a, |a| (a.to_bits() >> (8 * I)) as i8 as f32)
     }
 
+    #[inline(always)]
+    fn integer(self, a: F32) -> F32 {
+        map(a, |a| a.to_bits() as i32 as f32)
+    }
+
     // Adding 1.5 · 2²³ + 127 leaves the biased exponent in the low bits; the shift drops the rest.
     #[inline(always)]
     fn pow2(self, n: F32) -> F32 {

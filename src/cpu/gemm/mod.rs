@@ -14,16 +14,17 @@ mod matrixmultiply;
 mod micro;
 mod product;
 mod tiles;
+mod vectors;
 mod weight;
 
 pub(crate) use epilogue::Epilogue;
 pub(crate) use weight::Weight;
 
 use self::matrixmultiply::MatrixMultiply;
-use self::micro::Vectors;
 use self::product::Product;
 #[cfg(target_arch = "x86_64")]
 use self::tiles::Tiles;
+use self::vectors::Vectors;
 #[cfg(target_arch = "x86_64")]
 use super::arch;
 use super::arch::Portable;

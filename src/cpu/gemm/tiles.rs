@@ -1,10 +1,16 @@
 //! Register tiles in a matrix unit: 32 rows by 32 outputs are four tiles of sums, fed by two of each side.
+//!
+//! A panel is passed over by all rows of a block, [`DEPTH`] words at a time, so that the piece of the panel and what a pair
+//! of tiles reads of the rows stay in the first-level cache. Between the passes the sums of the panel's outputs wait in
+//! the second-level one; from there they leave for `y`, and what is fused behind the product is done on the way.
 
 use std::ops::Range;
 
+use super::Epilogue;
 use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_word, int8_scale};
 use super::left::Left;
-use super::micro::{Microkernel, Piece};
+use super::micro::Microkernel;
+use super::weight::Panels;
 use crate::cpu::parallel::{Tile, with_scratch};
 use crate::cpu::simd::{Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token};
 
@@ -12,12 +18,41 @@ use crate::cpu::simd::{Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token};
 const TILE: usize = TILE_ROWS * TILE_WORDS;
 /// Rows and outputs of the sums.
 const SIDE: usize = 2 * TILE_ROWS;
+/// Words of a pass.
+const DEPTH: usize = 128;
+/// Words of a block's rows together: three quarters of a megabyte.
+const BLOCK: usize = 192 << 10;
+/// Steps at the end of a pass in which the upper tiles are finished before the lower ones. Stores that wait for their
+/// sums hold up all that comes after them; so there is always a product left to make meanwhile.
+const TAIL: usize = 2;
 
 /// Products of bf16, or of int8 where `INT8`, in a matrix unit.
 #[derive(Clone, Copy)]
 pub struct Tiles<T, const INT8: bool> {
     unit: T,
     token: Token,
+}
+
+/// What a call of [`Tiles::multiply`] reads.
+struct Operands<'a> {
+    /// The upper tiles of rows.
+    upper: &'a [f32],
+    /// The lower ones; nothing where there are no more rows.
+    lower: &'a [f32],
+    /// A piece of a panel.
+    w: &'a [f32],
+}
+
+/// Passes over the words.
+fn passes(words: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..words).step_by(DEPTH).map(move |first| first..words.min(first + DEPTH))
+}
+
+/// Where `len` words of the tiles of 16 rows from `row` on lie in a block of `rows`, from word `pass.start` on: pass by
+/// pass, tile by tile of rows, and of words within it.
+fn place(rows: usize, pass: &Range<usize>, row: usize) -> Range<usize> {
+    let first = pass.start * rows.next_multiple_of(TILE_ROWS) + row * pass.len();
+    first..first + TILE_ROWS * pass.len()
 }
 
 impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
@@ -34,40 +69,66 @@ impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
         }
     }
 
-    /// `sums = x w` for the words of both.
-    fn multiply(self, sums: &mut [f32; SIDE * SIDE], x: &[f32], w: &[f32], len: usize) {
+    /// `sums (+)= x w` for the words of both, where the first sums are zero if not `add`; `aside` is called after each
+    /// step, for what vectors and memory can do while the unit multiplies.
+    #[inline(always)]
+    fn multiply(self, sums: &mut [f32], x: Operands<'_>, add: bool, mut aside: impl FnMut()) {
         let unit = self.unit;
         macro_rules! dot {
             ($c:literal, $a:literal, $b:literal) => {
                 if INT8 { unit.dot_int8::<$c, $a, $b>() } else { unit.dot_bf16::<$c, $a, $b>() }
             };
         }
-        let steps = w.len() / (TILE_WORDS * SIDE);
-        let (lower, upper) = x.split_at(steps * TILE);
-        unit.zero::<0>();
-        unit.zero::<1>();
-        unit.zero::<2>();
-        unit.zero::<3>();
-        for step in 0..steps {
-            let w = &w[step * TILE_WORDS * SIDE..][..TILE_WORDS * SIDE];
-            unit.load::<4>(&lower[step * TILE..][..TILE], TILE_WORDS);
-            unit.load::<6>(w, SIDE);
-            unit.load::<7>(&w[TILE_WORDS..], SIDE);
+        let (upper_sums, lower_sums) = sums.split_at_mut(TILE_ROWS * SIDE);
+        let (upper, lower) = (x.upper.as_chunks::<TILE>().0, x.lower.as_chunks::<TILE>().0);
+        let w = x.w.as_chunks::<{ TILE_WORDS * SIDE }>().0;
+        let steps = w.len();
+        assert!(upper.len() == steps && (lower.is_empty() || lower.len() == steps));
+        let both = if lower.is_empty() { 0 } else { steps.saturating_sub(TAIL) };
+        if add {
+            unit.load::<0>(upper_sums, SIDE);
+            unit.load::<1>(&upper_sums[TILE_WORDS..], SIDE);
+            unit.load::<2>(lower_sums, SIDE);
+            unit.load::<3>(&lower_sums[TILE_WORDS..], SIDE);
+        } else {
+            unit.zero::<0>();
+            unit.zero::<1>();
+            unit.zero::<2>();
+            unit.zero::<3>();
+        }
+        for step in 0..both {
+            unit.load::<4>(&upper[step], TILE_WORDS);
+            unit.load::<6>(&w[step], SIDE);
             dot!(0, 4, 6);
+            unit.load::<7>(&w[step][TILE_WORDS..], SIDE);
             dot!(1, 4, 7);
-            if len > TILE_ROWS {
-                unit.load::<5>(&upper[step * TILE..][..TILE], TILE_WORDS);
-                dot!(2, 5, 6);
-                dot!(3, 5, 7);
-            }
+            unit.load::<5>(&lower[step], TILE_WORDS);
+            dot!(2, 5, 6);
+            dot!(3, 5, 7);
+            aside();
         }
-        unit.store::<0>(sums, SIDE);
-        unit.store::<1>(&mut sums[TILE_WORDS..], SIDE);
-        if len > TILE_ROWS {
-            let sums = &mut sums[TILE_ROWS * SIDE..];
-            unit.store::<2>(sums, SIDE);
-            unit.store::<3>(&mut sums[TILE_WORDS..], SIDE);
+        for step in both..steps {
+            unit.load::<4>(&upper[step], TILE_WORDS);
+            unit.load::<6>(&w[step], SIDE);
+            dot!(0, 4, 6);
+            unit.load::<7>(&w[step][TILE_WORDS..], SIDE);
+            dot!(1, 4, 7);
+            aside();
         }
+        unit.store::<0>(upper_sums, SIDE);
+        unit.store::<1>(&mut upper_sums[TILE_WORDS..], SIDE);
+        if lower.is_empty() {
+            return;
+        }
+        for step in both..steps {
+            unit.load::<5>(&lower[step], TILE_WORDS);
+            unit.load::<6>(&w[step], SIDE);
+            dot!(2, 5, 6);
+            unit.load::<7>(&w[step][TILE_WORDS..], SIDE);
+            dot!(3, 5, 7);
+        }
+        unit.store::<2>(lower_sums, SIDE);
+        unit.store::<3>(&mut lower_sums[TILE_WORDS..], SIDE);
     }
 }
 
@@ -75,8 +136,7 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     const FORMAT: Format = if INT8 { Format::Int8 { offset: 0 } } else { Format::Bf16 };
     const WIDTH: usize = SIDE;
     const ROWS: usize = SIDE;
-    // Sums that leave the unit take as long as many products.
-    const DEPTH: usize = usize::MAX;
+    const GRAIN: usize = SIDE;
     const ALIGN: usize = TILE_WORDS;
 
     fn new() -> Option<Self> {
@@ -87,42 +147,44 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
         self.token
     }
 
-    fn enter(self, work: impl FnOnce()) {
-        self.unit.enter(work);
+    fn block_rows(words: usize) -> usize {
+        (BLOCK / words.max(1)).clamp(4 * SIDE, 16 * SIDE)
     }
 
     fn packed_len(rows: usize, words: usize) -> usize {
-        rows.next_multiple_of(TILE_ROWS) * words + if INT8 { SIDE } else { 0 }
+        rows.next_multiple_of(TILE_ROWS) * words + if INT8 { rows } else { 0 }
     }
 
-    /// Tile by tile of rows, and of words within it.
-    fn pack(self, packed: &mut [f32], x: Left<'_>, rows: Range<usize>, inputs: Range<usize>) {
-        let words = inputs.len().div_ceil(Self::FORMAT.group()).next_multiple_of(TILE_WORDS);
-        let (packed, scales) = packed.split_at_mut(rows.len().next_multiple_of(TILE_ROWS) * words);
-        let place = |r: usize, word: usize| {
-            (r / TILE_ROWS * words / TILE_WORDS + word / TILE_WORDS) * TILE + r % TILE_ROWS * TILE_WORDS
-        };
+    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, inputs: usize) {
+        let words = inputs.div_ceil(Self::FORMAT.group()).next_multiple_of(TILE_WORDS);
+        let (packed, scales) = packed.split_at_mut(rows.next_multiple_of(TILE_ROWS) * words);
         match x {
             Left::Rows { data, stride } => with_scratch(words, |converted| {
-                for (r, row) in rows.enumerate() {
-                    let scale = self.convert(converted, &data[row * stride..][inputs.clone()]);
+                for r in 0..rows {
+                    let scale = self.convert(converted, &data[(first + r) * stride..][..inputs]);
                     if INT8 {
                         scales[r] = scale;
                     }
-                    for word in (0..words).step_by(TILE_WORDS) {
-                        let part = &converted[word..word + TILE_WORDS];
-                        packed[place(r, word)..][..TILE_WORDS].copy_from_slice(part);
+                    let (tile, row) = (r / TILE_ROWS * TILE_ROWS, r % TILE_ROWS * TILE_WORDS);
+                    for pass in passes(words) {
+                        let tiles = packed[place(rows, &pass, tile)].as_chunks_mut::<TILE>().0;
+                        let parts = converted[pass].as_chunks::<TILE_WORDS>().0;
+                        for (tile, part) in tiles.iter_mut().zip(parts) {
+                            tile[row..row + TILE_WORDS].copy_from_slice(part);
+                        }
                     }
                 }
             }),
             Left::Columns { .. } if INT8 => unreachable!("integer weights have no gradient"),
             Left::Columns { data, stride } => {
-                let column = |k: usize| if inputs.contains(&k) { &data[k * stride..][rows.clone()] } else { &[] };
-                for word in 0..words {
-                    let (lower, upper) = (column(inputs.start + 2 * word), column(inputs.start + 2 * word + 1));
-                    let at = |column: &[f32], r| column.get(r).copied().unwrap_or(0.0);
-                    for r in 0..rows.len() {
-                        packed[place(r, word) + word % TILE_WORDS] = bf16_word(at(lower, r), at(upper, r));
+                let column = |k: usize| if k < inputs { &data[k * stride + first..][..rows] } else { &[] };
+                let at = |column: &[f32], r| column.get(r).copied().unwrap_or(0.0);
+                for (pass, word) in passes(words).flat_map(|pass| pass.clone().map(move |word| (pass.clone(), word))) {
+                    let (even, odd) = (column(2 * word), column(2 * word + 1));
+                    let (tile, col) = ((word - pass.start) / TILE_WORDS * TILE, word % TILE_WORDS);
+                    for r in 0..rows {
+                        let place = place(rows, &pass, r / TILE_ROWS * TILE_ROWS).start;
+                        packed[place + tile + r % TILE_ROWS * TILE_WORDS + col] = bf16_word(at(even, r), at(odd, r));
                     }
                 }
             }
@@ -133,41 +195,93 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
         false
     }
 
-    fn tile(self, y: &mut Tile<'_>, (row, len, col): (usize, usize, usize), x: &[f32], w: Piece<'_>, add: bool) {
-        let mut sums = [0.0; SIDE * SIDE];
-        let (x, row_scales) = x.split_at(len.next_multiple_of(TILE_ROWS) * w.words.len() / SIDE);
-        self.multiply(&mut sums, x, w.words, len);
-        let cols = col..y.cols().end.min(col + SIDE);
-        for r in 0..len {
-            let y = y.part(row + r, cols.clone());
-            let sums = &sums[r * SIDE..][..cols.len()];
-            let scales = INT8.then(|| (row_scales[r], &w.extras[..cols.len()]));
-            self.token.run(Leave { y, sums, scales, add });
-        }
+    fn block(self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
+        let (rows, cols, words) = (tile.rows().len(), tile.cols(), w.words());
+        let (x, row_scales) = x.split_at(rows.next_multiple_of(TILE_ROWS) * words);
+        let pairs = rows.div_ceil(SIDE);
+        let steps = pairs * words / TILE_WORDS;
+        with_scratch(2 * pairs * SIDE * SIDE, |scratch| {
+            if words == 0 {
+                scratch.fill(0.0);
+            }
+            let (mut sums, mut complete) = scratch.split_at_mut(pairs * SIDE * SIDE);
+            // Rows of the panel before this one that have not left yet.
+            let mut leaving = 0..0;
+            let mut leave = |sums: &[f32], rows: Range<usize>, col: usize| {
+                let cols = col..cols.end.min(col + SIDE);
+                let scales = INT8.then(|| (row_scales, w.extras(col / SIDE)));
+                self.token.run(Leave { tile: &mut tile, rows, cols, outputs: w.outputs, sums, scales, epilogue });
+            };
+            self.unit.enter(|| {
+                for col in cols.clone().step_by(SIDE) {
+                    for pass in passes(words) {
+                        let w_piece = w.piece(col / SIDE, &pass).words;
+                        let next = w.after(col / SIDE, &pass, cols.end);
+                        let mut next = next.chunks((next.len() / (pairs * pass.len())).max(1) * TILE_WORDS);
+                        for (pair, sums) in sums.chunks_exact_mut(SIDE * SIDE).enumerate() {
+                            let row = pair * SIDE;
+                            let lower = if row + TILE_ROWS < rows { place(rows, &pass, row + TILE_ROWS) } else { 0..0 };
+                            let operands = Operands { upper: &x[place(rows, &pass, row)], lower: &x[lower], w: w_piece };
+                            self.multiply(sums, operands, pass.start > 0, || {
+                                for line in next.next().unwrap_or_default().chunks(TILE_WORDS) {
+                                    self.unit.prefetch(line);
+                                }
+                                if !leaving.is_empty() {
+                                    let part = leaving.start..leaving.end.min(leaving.start + rows.div_ceil(steps));
+                                    leaving.start = part.end;
+                                    leave(complete, part, col - SIDE);
+                                }
+                            });
+                        }
+                    }
+                    if !leaving.is_empty() {
+                        leave(complete, std::mem::take(&mut leaving), col - SIDE);
+                    }
+                    std::mem::swap(&mut sums, &mut complete);
+                    leaving = 0..rows;
+                }
+            });
+            let last = cols.clone().step_by(SIDE).last().unwrap_or(cols.start);
+            leave(complete, leaving, last);
+        });
     }
 }
 
-/// `y (+)= sums`, integers with their scales.
-struct Leave<'a> {
-    y: &'a mut [f32],
+/// `y = epilogue(sums)` for columns `cols` of a tile, integers with the scales of their rows and outputs.
+struct Leave<'a, 'b> {
+    tile: &'a mut Tile<'b>,
+    /// Counted in the tile.
+    rows: Range<usize>,
+    cols: Range<usize>,
+    /// Columns of the whole matrix.
+    outputs: usize,
     sums: &'a [f32],
-    scales: Option<(f32, &'a [f32])>,
-    add: bool,
+    scales: Option<(&'a [f32], &'a [f32])>,
+    epilogue: Epilogue<'a>,
 }
 
-impl Kernel for Leave<'_> {
+impl Kernel for Leave<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
-        let Leave { y, sums, scales, add } = self;
-        let (y, sums) = (&mut y[..sums.len()], sums);
-        for n in 0..sums.len() {
-            let value = match scales {
-                Some((row, outputs)) => sums[n].to_bits() as i32 as f32 * (row * outputs[n]),
-                None => sums[n],
-            };
-            y[n] = if add { y[n] + value } else { value };
+    fn run<S: Simd>(self, s: S) {
+        let Leave { tile, rows, cols, outputs, sums, scales, epilogue } = self;
+        let (first, sums) = (tile.rows().start, sums.as_chunks::<SIDE>().0);
+        for r in rows {
+            let (row, sums) = (first + r, &sums[r]);
+            let of_row = epilogue.of_row(row, cols.clone(), outputs);
+            let y = tile.part(row, cols.clone());
+            for i in (0..y.len()).step_by(S::LANES) {
+                let mut v = s.load(&sums[i..]);
+                if let Some((rows, outputs)) = scales {
+                    v = s.mul(s.integer(v), s.mul(s.splat(rows[r]), s.load(&outputs[i..])));
+                }
+                v = of_row.apply(s, v, i);
+                if epilogue.accumulates() {
+                    v = s.add(s.load(&y[i..]), v);
+                }
+                s.store(&mut y[i..], v);
+            }
         }
     }
 }
@@ -236,6 +350,7 @@ mod tests {
                 }
             });
         }
+        fn prefetch(self, _line: &[f32]) {}
         fn dot_bf16<const C: u8, const A: u8, const B: u8>(self) {
             let half = |bits: u32, i: u32| f32::from_bits(bits >> (16 * i) << 16);
             self.dot::<C, A, B>(|c, a, b| c + half(a, 0) * half(b, 0) + half(a, 1) * half(b, 1));

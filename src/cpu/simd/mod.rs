@@ -97,6 +97,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn halves(self, a: Self::F32) -> [Self::F32; 2];
     /// The signed byte `I`, counted from the lowest, in the bits of every lane.
     fn byte<const I: u32>(self, a: Self::F32) -> Self::F32;
+    /// The signed integer in the bits of every lane.
+    fn integer(self, a: Self::F32) -> Self::F32;
     /// `2ⁿ` for integers `n` from −126 to 127; anything else gives an unspecified value.
     fn pow2(self, n: Self::F32) -> Self::F32;
     /// `(m, e)` with `a = m · 2ᵉ` and `½ ≤ m < 1`, for positive normal `a`; anything else gives unspecified values.

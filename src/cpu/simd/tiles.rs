@@ -15,6 +15,8 @@ pub trait TileUnit: Copy + Send + Sync + 'static {
     fn zero<const T: u8>(self);
     /// Reads tile `T` from rows `stride` words apart.
     fn load<const T: u8>(self, rows: &[f32], stride: usize);
+    /// Asks for the cache line in which `line` starts to come to the second-level cache.
+    fn prefetch(self, line: &[f32]);
     /// Writes tile `T` to rows `stride` words apart.
     fn store<const T: u8>(self, rows: &mut [f32], stride: usize);
     /// `C += A B` in f32: words of `A` are two bf16 of a row, words of `B` two of a column.

@@ -1,6 +1,7 @@
 //! AMX: tiles of 16 rows by 64 bytes. Its intrinsics are not stable, hence assembly.
 
 use std::arch::asm;
+use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
 use std::sync::OnceLock;
 
 use crate::cpu::simd::{TILE_ROWS, TILE_WORDS, TileUnit};
@@ -84,6 +85,12 @@ impl TileUnit for Amx {
                 options(nostack, readonly),
             );
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, line: &[f32]) {
+        // SAFETY: a prefetch of any address is only a hint; SSE is in the baseline.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) }
     }
 
     #[inline(always)]

@@ -174,6 +174,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn integer(self, a: __m256) -> __m256 {
+        avx2!(_mm256_cvtepi32_ps(_mm256_castps_si256(a)))
+    }
+
+    #[inline(always)]
     fn pow2(self, n: __m256) -> __m256 {
         avx2!({
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

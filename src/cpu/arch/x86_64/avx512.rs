@@ -173,6 +173,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn integer(self, a: __m512) -> __m512 {
+        avx512!(_mm512_cvtepi32_ps(_mm512_castps_si512(a)))
+    }
+
+    #[inline(always)]
     fn pow2(self, n: __m512) -> __m512 {
         avx512!({
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));

@@ -1,0 +1,192 @@
+//! Register tiles of vectors: a few rows by one panel, which walks down the panel.
+//!
+//! A block of rows is packed as the tile reads it, [`DEPTH`](Vectors::DEPTH) words at a time, so that a piece of a panel
+//! stays in the second-level cache while the block's tiles pass over it. The sums of a piece are added to `y`.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::Epilogue;
+use super::epilogue::Finish;
+use super::format::Format;
+use super::left::{Left, pack, packed_len};
+use super::micro::{Microkernel, Piece};
+use super::weight::Panels;
+use crate::cpu::parallel::Tile;
+use crate::cpu::simd::{Dot, DotKernel, Form, Simd, Token};
+
+/// How far ahead of its use the weight is asked for, in floats.
+const PREFETCH: usize = 4096;
+/// Rows up to which a tile may meet its weights first; taller ones pass over a piece of a panel that is in a cache.
+const STREAMING_ROWS: usize = 8;
+/// Rows of a block.
+const BLOCK_ROWS: usize = 144;
+/// Floats of `x` that may stay in the second-level cache beside the weights that pass through.
+const RESIDENT: usize = 1 << 17;
+
+/// `TILE_ROWS` rows by two vectors of outputs, and a broadcast of `x` for each row and word.
+#[derive(Clone, Copy)]
+pub struct Vectors<D>(D);
+
+impl<D: Dot> Vectors<D> {
+    /// Words of a pass at most, chosen so that a piece of a panel takes a fraction of the second-level cache. Sums of
+    /// integers are scaled when they are complete.
+    const DEPTH: usize = if D::FORM.scaled() { usize::MAX } else { 1024 };
+
+    /// Passes over the words; one at least, so that without inputs the sums are zero.
+    fn passes(words: usize) -> impl Iterator<Item = Range<usize>> {
+        (0..words.max(1)).step_by(Self::DEPTH).map(move |first| first..words.min(first.saturating_add(Self::DEPTH)))
+    }
+
+    /// Divides rows into tiles of nearly the same height, as `(start, len)`.
+    fn tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+        let tiles = rows.div_ceil(Self::ROWS);
+        (0..tiles).map(move |i| (rows * i / tiles, rows * (i + 1) / tiles - rows * i / tiles))
+    }
+
+    /// Floats of `rows` packed rows for `words` words.
+    fn floats(rows: usize, words: usize) -> usize {
+        packed_len(D::FORM, D::GROUP, rows, words)
+    }
+
+    /// Where the tile of `len` rows from `start` on lies in a block of `rows`: pass by pass, tile by tile.
+    fn place(rows: usize, pass: &Range<usize>, start: usize, len: usize) -> Range<usize> {
+        let floats = |rows, words| Self::tiles(rows).map(|(_, len)| Self::floats(len, words)).sum::<usize>();
+        let before = if pass.start > 0 { pass.start / Self::DEPTH * floats(rows, Self::DEPTH) } else { 0 };
+        let tiles = Self::tiles(rows).take_while(|tile| tile.0 < start);
+        let first = before + tiles.map(|(_, len)| Self::floats(len, pass.len())).sum::<usize>();
+        first..first + Self::floats(len, pass.len())
+    }
+
+    /// `y[row.., col..] (+)= x w` for `len` rows and one panel, as far as the tile of `y` goes.
+    fn tile(self, y: &mut Tile<'_>, (row, len, col): (usize, usize, usize), x: &[f32], w: Piece<'_>, add: bool) {
+        macro_rules! pick {
+            ($($m:literal)*) => {
+                match len {
+                    $($m if $m <= Self::ROWS => {
+                        self.0.vectorize(Micro::<$m, D> { y, row, col, x, w, add, dot: PhantomData })
+                    })*
+                    _ => unreachable!("a tile has at most {} rows", Self::ROWS),
+                }
+            };
+        }
+        pick!(1 2 3 4 5 6 7 8 9 10 11 12)
+    }
+}
+
+impl<D: Dot> Microkernel for Vectors<D> {
+    const FORMAT: Format = match (D::GROUP, D::FORM) {
+        (1, _) => Format::F32,
+        (2, _) => Format::Bf16,
+        (_, Form::Bytes) => Format::Int8 { offset: 128 },
+        _ => Format::Int8 { offset: 0 },
+    };
+    const WIDTH: usize = 2 * D::Simd::LANES;
+    const ROWS: usize = D::Simd::TILE_ROWS;
+
+    fn new() -> Option<Self> {
+        D::new().map(Vectors)
+    }
+
+    fn token(self) -> Token {
+        self.0.simd().token()
+    }
+
+    fn block_rows(_words: usize) -> usize {
+        BLOCK_ROWS
+    }
+
+    fn packed_len(rows: usize, words: usize) -> usize {
+        let pass = |pass: Range<usize>| Self::tiles(rows).map(|(_, len)| Self::floats(len, pass.len())).sum::<usize>();
+        Self::passes(words).map(pass).sum()
+    }
+
+    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, inputs: usize) {
+        for pass in Self::passes(inputs.div_ceil(D::GROUP)) {
+            for (start, len) in Self::tiles(rows) {
+                let inputs = (pass.start * D::GROUP).min(inputs)..(pass.end * D::GROUP).min(inputs);
+                let packed = &mut packed[Self::place(rows, &pass, start, len)];
+                pack(self.token(), (D::FORM, D::GROUP), packed, x, first + start..first + start + len, inputs);
+            }
+        }
+    }
+
+    fn takes_plain_row(inputs: usize) -> bool {
+        D::FORM == Form::Floats && inputs.is_multiple_of(D::GROUP)
+    }
+
+    fn block(self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
+        let (rows, cols, words) = (tile.rows(), tile.cols(), w.words());
+        // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
+        let group = if Self::packed_len(rows.len(), words) <= RESIDENT { Self::WIDTH } else { cols.len() };
+        for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
+            for pass in Self::passes(words) {
+                let add = pass.start > 0 || epilogue.accumulates();
+                for col in group.clone().step_by(Self::WIDTH) {
+                    let piece = w.piece(col / Self::WIDTH, &pass);
+                    for (start, len) in Self::tiles(rows.len()) {
+                        let x = &x[Self::place(rows.len(), &pass, start, len)];
+                        self.tile(&mut tile, (rows.start + start, len, col), x, piece, add);
+                    }
+                }
+            }
+            // While the sums are in a cache.
+            self.token().run(Finish { tile: &mut tile, cols: group, outputs: w.outputs, epilogue });
+        }
+    }
+}
+
+/// The tile of `M` rows.
+struct Micro<'a, 'b, const M: usize, D> {
+    y: &'a mut Tile<'b>,
+    row: usize,
+    col: usize,
+    x: &'a [f32],
+    w: Piece<'a>,
+    /// Whether the sums are added to `y`.
+    add: bool,
+    dot: PhantomData<D>,
+}
+
+impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
+    #[inline(always)]
+    fn run(self, d: D) {
+        let Micro { y, row, col, x, w, add, .. } = self;
+        let (s, lanes) = (d.simd(), D::Simd::LANES);
+        let cols = col..y.cols().end.min(col + 2 * lanes);
+        let middle = lanes.min(cols.len());
+        let words = D::Simd::arrays(w.words).as_chunks::<2>().0;
+        let (x, row_scales) = x.split_at(words.len() * M * (size_of::<D::X>() / size_of::<f32>()));
+        let x = &bytemuck::cast_slice::<f32, D::X>(x).as_chunks::<M>().0[..words.len()];
+        let (mut scales, mut starts) = ([s.splat(1.0); 2], [s.splat(0.0); 2]);
+        if D::FORM.scaled() {
+            let [a, b, c, d] = D::Simd::arrays(w.extras) else { unreachable!("scales and starts of a panel") };
+            (scales, starts) = ([s.load_array(a), s.load_array(b)], [s.load_array(c), s.load_array(d)]);
+        }
+        let mut sums = [[d.start(starts[0]), d.start(starts[1])]; M];
+        for k in 0..words.len() {
+            let (x, w) = (&x[k], &words[k]);
+            if M <= STREAMING_ROWS {
+                s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH));
+                s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH + lanes));
+            }
+            let w = [d.words(&w[0]), d.words(&w[1])];
+            for r in 0..M {
+                sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
+            }
+        }
+        for r in 0..M {
+            let (left, right) = y.part(row + r, cols.clone()).split_at_mut(middle);
+            let mut values = [d.finish(sums[r][0]), d.finish(sums[r][1])];
+            if D::FORM.scaled() {
+                let scale = s.splat(row_scales[r]);
+                values = [s.mul(values[0], s.mul(scale, scales[0])), s.mul(values[1], s.mul(scale, scales[1]))];
+            }
+            if add {
+                values = [s.add(values[0], s.load(left)), s.add(values[1], s.load(right))];
+            }
+            s.store(left, values[0]);
+            s.store(right, values[1]);
+        }
+    }
+}
