@@ -15,10 +15,12 @@ use super::weight::Panels;
 use crate::cpu::parallel::Tile;
 use crate::cpu::simd::{Dot, DotKernel, Form, Simd, Token};
 
-/// How far ahead of its use the weight is asked for, in floats.
-const PREFETCH: usize = 4096;
 /// Rows up to which a tile may meet its weights first; taller ones pass over a piece of a panel that is in a cache.
 const STREAMING_ROWS: usize = 8;
+/// How far ahead of its use a weight is asked for that comes from memory, in floats.
+const STREAMING_AHEAD: usize = 4096;
+/// How far ahead of its use is asked for what comes from the second-level cache, in floats.
+const AHEAD: usize = 320;
 /// Rows of a block.
 const BLOCK_ROWS: usize = 144;
 /// Floats of `x` that may stay in the second-level cache beside the weights that pass through.
@@ -164,11 +166,21 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
             (scales, starts) = ([s.load_array(a), s.load_array(b)], [s.load_array(c), s.load_array(d)]);
         }
         let mut sums = [[d.start(starts[0]), d.start(starts[1])]; M];
+        if M > STREAMING_ROWS {
+            // So that the result's lines are there when the sums are.
+            for r in 0..M {
+                let y = y.part(row + r, cols.clone());
+                s.prefetch(y.as_ptr());
+                s.prefetch(y[y.len() - 1..].as_ptr());
+            }
+        }
         for k in 0..words.len() {
             let (x, w) = (&x[k], &words[k]);
-            if M <= STREAMING_ROWS {
-                s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH));
-                s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(PREFETCH + lanes));
+            let ahead = if M > STREAMING_ROWS { AHEAD } else { STREAMING_AHEAD };
+            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(ahead));
+            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(ahead + lanes));
+            if M > STREAMING_ROWS {
+                s.prefetch(x.as_ptr().cast::<f32>().wrapping_add(AHEAD));
             }
             let w = [d.words(&w[0]), d.words(&w[1])];
             for r in 0..M {
