@@ -43,9 +43,10 @@ struct Operands<'a> {
     w: &'a [f32],
 }
 
-/// Passes over the words.
-fn passes(words: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..words).step_by(DEPTH).map(move |first| first..words.min(first + DEPTH))
+/// Passes over the words; the only rows of a block read nothing twice.
+fn passes(rows: usize, words: usize) -> impl Iterator<Item = Range<usize>> {
+    let depth = if rows <= SIDE { words.max(1) } else { DEPTH };
+    (0..words).step_by(depth).map(move |first| first..words.min(first + depth))
 }
 
 /// Where `len` words of the tiles of 16 rows from `row` on lie in a block of `rows`, from word `pass.start` on: pass by
@@ -166,7 +167,7 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
                         scales[r] = scale;
                     }
                     let (tile, row) = (r / TILE_ROWS * TILE_ROWS, r % TILE_ROWS * TILE_WORDS);
-                    for pass in passes(words) {
+                    for pass in passes(rows, words) {
                         let tiles = packed[place(rows, &pass, tile)].as_chunks_mut::<TILE>().0;
                         let parts = converted[pass].as_chunks::<TILE_WORDS>().0;
                         for (tile, part) in tiles.iter_mut().zip(parts) {
@@ -179,7 +180,7 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
             Left::Columns { data, stride } => {
                 let column = |k: usize| if k < inputs { &data[k * stride + first..][..rows] } else { &[] };
                 let at = |column: &[f32], r| column.get(r).copied().unwrap_or(0.0);
-                for (pass, word) in passes(words).flat_map(|pass| pass.clone().map(move |word| (pass.clone(), word))) {
+                for (pass, word) in passes(rows, words).flat_map(|pass| pass.clone().map(move |word| (pass.clone(), word))) {
                     let (even, odd) = (column(2 * word), column(2 * word + 1));
                     let (tile, col) = ((word - pass.start) / TILE_WORDS * TILE, word % TILE_WORDS);
                     for r in 0..rows {
@@ -214,7 +215,7 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
             };
             self.unit.enter(|| {
                 for col in cols.clone().step_by(SIDE) {
-                    for pass in passes(words) {
+                    for pass in passes(rows, words) {
                         let w_piece = w.piece(col / SIDE, &pass).words;
                         let next = w.after(col / SIDE, &pass, cols.end);
                         let mut next = next.chunks((next.len() / (pairs * pass.len())).max(1) * TILE_WORDS);
