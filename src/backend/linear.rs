@@ -45,6 +45,22 @@ pub trait LinearOps: Storage {
         tokens: usize,
     );
 
+    /// `y = residual + gelu_new(x W₁ + b₁) W₂ + b₂`, bit for bit what [`linear_gelu_fwd`](Self::linear_gelu_fwd) and
+    /// [`linear_residual_fwd`](Self::linear_residual_fwd) give; `inner (N, F)` is theirs to write between the two, and what
+    /// it holds afterwards is unspecified.
+    fn mlp_fwd(
+        &self,
+        y: &mut Self::Act,
+        inner: &mut Self::Act,
+        residual: &Self::Act,
+        x: &Self::Act,
+        [(w_1, b_1), (w_2, b_2)]: [(&Self::Weight, &Self::Real); 2],
+        tokens: usize,
+    ) {
+        self.linear_gelu_fwd(inner, None, x, w_1, b_1, tokens);
+        self.linear_residual_fwd(y, residual, inner, w_2, b_2, tokens);
+    }
+
     /// `logits = x wteᵀ`; `logits (N, V)`, `x (N, C)`, `wte` a [`TiedTable`](super::Role::TiedTable).
     fn head_fwd(&self, logits: &mut Self::Real, x: &Self::Act, wte: &Self::Weight, tokens: usize);
 

@@ -16,6 +16,10 @@ pub trait Storage: Send + Sync + Sized + 'static {
     /// A matrix prepared for this device's kernels: packed, quantised, … The model never sees its layout.
     type Weight: Send + Sync;
 
+    /// Tokens that a pass over many sentences should have, about: enough to keep the device busy, and few enough that a
+    /// layer finds what the one before wrote in a cache.
+    const PASS_TOKENS: usize = 2048;
+
     /// A zeroed activation buffer of `len` elements.
     fn act(&self, len: usize) -> Result<Self::Act>;
     /// A zeroed buffer of `len` elements for a residual stream or its gradient, which every block adds to: never narrow,

@@ -16,6 +16,7 @@ pub use buffer::Buffer;
 pub use isa::{Features, Isa};
 
 use std::num::NonZero;
+use std::sync::Mutex;
 use std::thread::available_parallelism;
 
 use crate::backend::{HostFloat, Matrix, Role, Storage};
@@ -142,6 +143,8 @@ impl Storage for Cpu {
     type Ids = Buffer<u32>;
     type Weight = Weight;
 
+    const PASS_TOKENS: usize = 1024;
+
     fn act(&self, len: usize) -> Result<Buffer<f32>> {
         Buffer::try_zeroed(len)
     }
@@ -187,10 +190,16 @@ impl Storage for Cpu {
     }
 
     fn read_real_at<F: HostFloat>(&self, dst: &mut [F], src: &Buffer<f32>, start: usize) {
-        let len = dst.len();
-        for (dst, src) in dst.iter_mut().zip(&src[start..start + len]) {
-            *dst = F::from_f32(*src);
-        }
+        // Memory that is new to the process costs more than the copy, and threads divide that too.
+        const PART: usize = 1 << 18;
+        let src = &src[start..start + dst.len()];
+        let parts: Vec<_> = dst.chunks_mut(PART).zip(src.chunks(PART)).map(Mutex::new).collect();
+        self.pool.run(parts.len(), |i| {
+            if let Ok(mut part) = parts[i].lock() {
+                let (dst, src) = &mut *part;
+                dst.iter_mut().zip(*src).for_each(|(dst, src)| *dst = F::from_f32(*src));
+            }
+        });
     }
 }
 

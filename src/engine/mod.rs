@@ -31,9 +31,6 @@ use crate::model::stack::Context;
 use crate::model::trace;
 use crate::model::{Config, Model};
 
-/// Tokens that the encoder and the decoder take at once: enough to keep every kernel busy, little enough to stay small.
-const TOKENS_PER_PASS: usize = 2048;
-
 /// A model that answers requests. Rows of a request never influence each other.
 pub trait Engine: Send + Sync {
     /// Sizes and constants.
@@ -111,7 +108,7 @@ impl<B: Backend> Engine for Model<B> {
         self.check_latents("eps", rows.len() * samples, eps.as_ref())?;
         let mut latents: Option<Latents> = None;
         let mut done = 0;
-        for pass in passes(rows, Row::len) {
+        for pass in passes::<B, _>(rows, Row::len) {
             let count = pass.len() * samples;
             let eps = eps.as_ref().map(|eps| eps.slice_axis(Axis(0), (done..done + count).into()));
             let part = encode_pass(self, pass, samples, eps, scale)?;
@@ -145,7 +142,7 @@ impl<B: Backend> Engine for Model<B> {
         }
         self.check_latents("z", rows.len(), Some(&z))?;
         let mut logits = Vec::with_capacity(rows.len());
-        for pass in passes(rows, |ids| ids.len()) {
+        for pass in passes::<B, _>(rows, |ids| ids.len()) {
             let z = z.slice_axis(Axis(0), (logits.len()..logits.len() + pass.len()).into());
             let rows: Vec<Row<'_>> = pass.iter().map(|sentence| Row { condition: &[], sentence }).collect();
             let on_device = logits_pass(self, &rows, &upload_latents(&self.backend, z)?)?;
@@ -165,7 +162,7 @@ impl<B: Backend> Engine for Model<B> {
         self.check_rows(rows)?;
         self.check_latents("z", rows.len(), Some(&z))?;
         let mut scores = Vec::with_capacity(rows.len());
-        for pass in passes(rows, Row::len) {
+        for pass in passes::<B, _>(rows, Row::len) {
             let z = z.slice_axis(Axis(0), (scores.len()..scores.len() + pass.len()).into());
             scores.extend(score::score_pass(self, pass, &upload_latents(&self.backend, z)?)?);
         }
@@ -181,7 +178,7 @@ impl<B: Backend> Engine for Model<B> {
         let shape = (0, self.config.dims.layers, 2 * self.config.dims.latent);
         let mut all = PosteriorParts { rows: Array3::zeros(shape), states: Array3::zeros(shape) };
         let mut done = 0;
-        for pass in passes(rows, Row::len) {
+        for pass in passes::<B, _>(rows, Row::len) {
             let z = z.slice_axis(Axis(0), (done..done + pass.len()).into());
             let part = posterior::posterior_parts(self, pass, z)?;
             for (all, part) in [(&mut all.rows, part.rows), (&mut all.states, part.states)] {
@@ -236,14 +233,15 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Cuts a list so that each part has about [`TOKENS_PER_PASS`] tokens, and at least one item.
-fn passes<T>(items: &[T], len: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+/// Cuts a list so that each part has about [`PASS_TOKENS`](crate::backend::Storage::PASS_TOKENS) tokens, and at least one
+/// item.
+fn passes<B: Backend, T>(items: &[T], len: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = items;
     std::iter::from_fn(move || {
         let mut tokens = 0;
         let fit = rest.iter().take_while(|item| {
             tokens += len(item);
-            tokens <= TOKENS_PER_PASS
+            tokens <= B::PASS_TOKENS
         });
         let count = fit.count().max(1);
         let pass;

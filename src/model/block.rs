@@ -150,8 +150,13 @@ impl<B: Backend> Model<B> {
         let (norm, epsilon) = (&params.ln_2, self.config.epsilon);
         let BlockActs { mid, norm_2, mean_2, rstd_2, inner_in, inner, .. } = acts;
         backend.layernorm_fwd(norm_2, mean_2, rstd_2, mid, &norm.gain, &norm.bias, epsilon, tokens, width);
-        backend.linear_gelu_fwd(inner, inner_in.as_mut(), norm_2, &params.fc.weight, &params.fc.bias, tokens);
-        self.add_projection(out, mid, inner, &params.mlp_proj, dropout.block(layer, Site::Mlp), tokens);
+        let (fc, proj, mask) = (&params.fc, &params.mlp_proj, dropout.block(layer, Site::Mlp));
+        if inner_in.is_none() && mask.is_none() {
+            let both = [(&fc.weight, &fc.bias), (&proj.weight, &proj.bias)];
+            return backend.mlp_fwd(out, inner, mid, norm_2, both, tokens);
+        }
+        backend.linear_gelu_fwd(inner, inner_in.as_mut(), norm_2, &fc.weight, &fc.bias, tokens);
+        self.add_projection(out, mid, inner, proj, mask, tokens);
     }
 
     fn mlp_bwd(

@@ -1,6 +1,6 @@
 //! What a product is made of: how its operands are packed, and the way through a block of the result.
 
-use super::Epilogue;
+use super::{Epilogue, Mlp};
 use super::format::Format;
 use super::left::Left;
 use super::weight::Panels;
@@ -26,6 +26,9 @@ pub trait Microkernel: Copy + Send + Sync + 'static {
     const ROWS: usize;
     /// Rows of a block are a multiple of this, where there are as many.
     const GRAIN: usize = 1;
+    /// Rows of a block at most whose activations between two products stay in the second-level cache; zero without
+    /// [`block_twice`](Self::block_twice).
+    const ROWS_TWICE: usize = 0;
     /// A panel's words are filled up to a multiple of this.
     const ALIGN: usize = 1;
 
@@ -44,4 +47,8 @@ pub trait Microkernel: Copy + Send + Sync + 'static {
     fn takes_plain_row(inputs: usize) -> bool;
     /// `tile = epilogue(x w)`; `x` is the packed block of the tile's rows.
     fn block(self, tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>);
+    /// `tile = epilogue(gelu_new(x W₁ + b) W₂)`.
+    fn block_twice(self, _tile: Tile<'_>, _x: &[f32], _mlp: Mlp<'_, Panels<'_>>) {
+        unreachable!("`ROWS_TWICE` is zero");
+    }
 }

@@ -54,6 +54,12 @@ pub(crate) trait Gemm: Send + Sync {
     /// If a slice is too short, or `w` has another layout.
     fn multiply(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, epilogue: Epilogue<'_>);
 
+    /// `y = epilogue(gelu_new(x W₁ + b) W₂)` without a matrix between the products; false where there is no way, or none that
+    /// is faster for so many rows, and then nothing is done.
+    fn multiply_twice(&self, _pool: &Pool, _y: &mut [f32], _x: &[f32], _mlp: Mlp<'_, &Weight>, _rows: usize) -> bool {
+        false
+    }
+
     /// `y = x Wᵀ`, or `y += x Wᵀ` if `accumulate`; `y (rows, in)`, `x (rows, out)`, else as [`multiply`](Self::multiply).
     fn multiply_by_transpose(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, accumulate: bool);
 
@@ -62,6 +68,19 @@ pub(crate) trait Gemm: Send + Sync {
     /// # Panics
     /// If a slice is too short; if the weights are integers, which have no gradient.
     fn add_outer(&self, pool: &Pool, y: &mut [f32], a: &[f32], b: &[f32], rows: usize, size: (usize, usize));
+}
+
+/// Two products, one behind the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Mlp<'a, W> {
+    /// `W₁`.
+    pub first: W,
+    /// `b`, which is added to what the first gives, before gelu.
+    pub bias: &'a [f32],
+    /// `W₂`.
+    pub second: W,
+    /// What becomes of what the second gives.
+    pub epilogue: Epilogue<'a>,
 }
 
 /// An implementation of the matrix product.

@@ -13,7 +13,7 @@ use super::format::Format;
 use super::left::Left;
 use super::micro::Microkernel;
 use super::weight::{Layout, Panels};
-use super::{Epilogue, Gemm, Weight};
+use super::{Epilogue, Gemm, Mlp, Weight};
 use crate::backend::Matrix;
 use crate::cpu::parallel::{Pool, with_scratch};
 use crate::error::Result;
@@ -99,6 +99,27 @@ impl<M: Microkernel> Gemm for Product<M> {
     fn multiply(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, epilogue: Epilogue<'_>) {
         let x = Left::Rows { data: &x[..rows * w.inputs], stride: w.inputs };
         self.product(pool, y, x, w.as_panels(Self::LAYOUT), rows, epilogue);
+    }
+
+    fn multiply_twice(&self, pool: &Pool, y: &mut [f32], x: &[f32], mlp: Mlp<'_, &Weight>, rows: usize) -> bool {
+        // With fewer, threads that divide columns read less.
+        if M::ROWS_TWICE == 0 || rows < 2 * M::GRAIN * pool.threads() {
+            return false;
+        }
+        let [first, second] = [mlp.first, mlp.second].map(|w| w.as_panels(Self::LAYOUT));
+        let x = Left::Rows { data: &x[..rows * first.inputs], stride: first.inputs };
+        let tiles = rows.div_ceil(M::GRAIN);
+        let bands = tiles.div_ceil(M::ROWS_TWICE / M::GRAIN).next_multiple_of(pool.threads());
+        let edge = |band: usize| (tiles * band / bands * M::GRAIN).min(rows);
+        let of_band = (0..bands).map(|band| edge(band)..edge(band + 1));
+        pool.bands(y, (second.outputs, second.outputs), of_band, |_, tile| {
+            let rows = tile.rows();
+            with_scratch(M::packed_len(rows.len(), first.words()), |packed| {
+                self.micro.pack(packed, x, rows.start, rows.len(), first.inputs);
+                self.micro.block_twice(tile, packed, Mlp { first, second, bias: mlp.bias, epilogue: mlp.epilogue });
+            });
+        });
+        true
     }
 
     fn multiply_by_transpose(&self, pool: &Pool, y: &mut [f32], x: &[f32], w: &Weight, rows: usize, accumulate: bool) {

@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use super::Epilogue;
+use super::{Epilogue, Mlp};
 use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_word, int8_scale};
 use super::left::Left;
 use super::micro::Microkernel;
 use super::weight::Panels;
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token};
+use crate::cpu::simd::{Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token, gelu};
 
 /// Words of a tile.
 const TILE: usize = TILE_ROWS * TILE_WORDS;
@@ -68,6 +68,60 @@ impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
             self.token.run(Bf16Words { words, x });
             1.0
         }
+    }
+
+    /// `leave(sums, rows, col)` is called with sums of the panel of column `col`, `SIDE` for each row of a block, for some of
+    /// its rows, until all rows of all panels of `cols` have left.
+    #[inline(always)]
+    fn columns(
+        self,
+        rows: usize,
+        cols: Range<usize>,
+        x: &[f32],
+        w: Panels<'_>,
+        mut leave: impl FnMut(&[f32], Range<usize>, usize),
+    ) {
+        let (words, pairs) = (w.words(), rows.div_ceil(SIDE));
+        let steps = pairs * words / TILE_WORDS;
+        with_scratch(2 * pairs * SIDE * SIDE, |scratch| {
+            if words == 0 {
+                scratch.fill(0.0);
+            }
+            let (mut sums, mut complete) = scratch.split_at_mut(pairs * SIDE * SIDE);
+            // Rows of the panel before this one that have not left yet.
+            let mut leaving = 0..0;
+            self.unit.enter(|| {
+                for col in cols.clone().step_by(SIDE) {
+                    for pass in passes(rows, words) {
+                        let piece = w.piece(col / SIDE, &pass).words;
+                        let next = w.after(col / SIDE, &pass, cols.end);
+                        let mut next = next.chunks((next.len() / (pairs * pass.len())).max(1) * TILE_WORDS);
+                        for (pair, sums) in sums.chunks_exact_mut(SIDE * SIDE).enumerate() {
+                            let row = pair * SIDE;
+                            let lower = if row + TILE_ROWS < rows { place(rows, &pass, row + TILE_ROWS) } else { 0..0 };
+                            let operands = Operands { upper: &x[place(rows, &pass, row)], lower: &x[lower], w: piece };
+                            self.multiply(sums, operands, pass.start > 0, || {
+                                for line in next.next().unwrap_or_default().chunks(TILE_WORDS) {
+                                    self.unit.prefetch(line);
+                                }
+                                if !leaving.is_empty() {
+                                    let part = leaving.start..leaving.end.min(leaving.start + rows.div_ceil(steps));
+                                    leaving.start = part.end;
+                                    leave(complete, part, col - SIDE);
+                                }
+                            });
+                        }
+                    }
+                    if !leaving.is_empty() {
+                        leave(complete, std::mem::take(&mut leaving), col - SIDE);
+                    }
+                    std::mem::swap(&mut sums, &mut complete);
+                    leaving = 0..rows;
+                }
+            });
+            let last = cols.clone().step_by(SIDE).last().unwrap_or(cols.start);
+            leave(complete, leaving, last);
+        });
     }
 
     /// `sums (+)= x w` for the words of both, where the first sums are zero if not `add`; `aside` is called after each
@@ -138,6 +192,8 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     const WIDTH: usize = SIDE;
     const ROWS: usize = SIDE;
     const GRAIN: usize = SIDE;
+    // Integers need the greatest of a row before the first is packed.
+    const ROWS_TWICE: usize = if INT8 { 0 } else { 6 * SIDE };
     const ALIGN: usize = TILE_WORDS;
 
     fn new() -> Option<Self> {
@@ -197,53 +253,24 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     }
 
     fn block(self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
-        let (rows, cols, words) = (tile.rows().len(), tile.cols(), w.words());
-        let (x, row_scales) = x.split_at(rows.next_multiple_of(TILE_ROWS) * words);
-        let pairs = rows.div_ceil(SIDE);
-        let steps = pairs * words / TILE_WORDS;
-        with_scratch(2 * pairs * SIDE * SIDE, |scratch| {
-            if words == 0 {
-                scratch.fill(0.0);
-            }
-            let (mut sums, mut complete) = scratch.split_at_mut(pairs * SIDE * SIDE);
-            // Rows of the panel before this one that have not left yet.
-            let mut leaving = 0..0;
-            let mut leave = |sums: &[f32], rows: Range<usize>, col: usize| {
-                let cols = col..cols.end.min(col + SIDE);
-                let scales = INT8.then(|| (row_scales, w.extras(col / SIDE)));
-                self.token.run(Leave { tile: &mut tile, rows, cols, outputs: w.outputs, sums, scales, epilogue });
-            };
-            self.unit.enter(|| {
-                for col in cols.clone().step_by(SIDE) {
-                    for pass in passes(rows, words) {
-                        let w_piece = w.piece(col / SIDE, &pass).words;
-                        let next = w.after(col / SIDE, &pass, cols.end);
-                        let mut next = next.chunks((next.len() / (pairs * pass.len())).max(1) * TILE_WORDS);
-                        for (pair, sums) in sums.chunks_exact_mut(SIDE * SIDE).enumerate() {
-                            let row = pair * SIDE;
-                            let lower = if row + TILE_ROWS < rows { place(rows, &pass, row + TILE_ROWS) } else { 0..0 };
-                            let operands = Operands { upper: &x[place(rows, &pass, row)], lower: &x[lower], w: w_piece };
-                            self.multiply(sums, operands, pass.start > 0, || {
-                                for line in next.next().unwrap_or_default().chunks(TILE_WORDS) {
-                                    self.unit.prefetch(line);
-                                }
-                                if !leaving.is_empty() {
-                                    let part = leaving.start..leaving.end.min(leaving.start + rows.div_ceil(steps));
-                                    leaving.start = part.end;
-                                    leave(complete, part, col - SIDE);
-                                }
-                            });
-                        }
-                    }
-                    if !leaving.is_empty() {
-                        leave(complete, std::mem::take(&mut leaving), col - SIDE);
-                    }
-                    std::mem::swap(&mut sums, &mut complete);
-                    leaving = 0..rows;
-                }
+        let (rows, cols) = (tile.rows().len(), tile.cols());
+        let (x, row_scales) = x.split_at(rows.next_multiple_of(TILE_ROWS) * w.words());
+        self.columns(rows, cols.clone(), x, w, |sums, rows, col| {
+            let cols = col..cols.end.min(col + SIDE);
+            let scales = INT8.then(|| (row_scales, w.extras(col / SIDE)));
+            self.token.run(Leave { tile: &mut tile, rows, cols, outputs: w.outputs, sums, scales, epilogue });
+        });
+    }
+
+    /// What the first product gives is packed for the second as it leaves.
+    fn block_twice(self, tile: Tile<'_>, x: &[f32], mlp: Mlp<'_, Panels<'_>>) {
+        let (rows, outputs, words) = (tile.rows().len(), mlp.first.outputs, mlp.second.words());
+        with_scratch(Self::packed_len(rows, words), |inner| {
+            self.columns(rows, 0..outputs, x, mlp.first, |sums, leaving, col| {
+                let (bias, word) = (&mlp.bias[col..outputs.min(col + SIDE)], col / Self::FORMAT.group());
+                self.token.run(LeaveGelu { packed: &mut *inner, rows, words, leaving, word, sums, bias });
             });
-            let last = cols.clone().step_by(SIDE).last().unwrap_or(cols.start);
-            leave(complete, leaving, last);
+            self.block(tile, inner, mlp.second, mlp.epilogue);
         });
     }
 }
@@ -283,6 +310,38 @@ impl Kernel for Leave<'_, '_> {
                 }
                 s.store(&mut y[i..], v);
             }
+        }
+    }
+}
+
+/// `packed = gelu_new(sums + bias)` as words of two bf16 from `word` on, for rows `leaving` of a block of `rows`.
+struct LeaveGelu<'a> {
+    packed: &'a mut [f32],
+    rows: usize,
+    /// Words of a row.
+    words: usize,
+    leaving: Range<usize>,
+    word: usize,
+    sums: &'a [f32],
+    bias: &'a [f32],
+}
+
+impl Kernel for LeaveGelu<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let LeaveGelu { packed, rows, words, leaving, word, sums, bias } = self;
+        let Some(pass) = passes(rows, words).find(|pass| pass.contains(&word)) else { return };
+        let sums = sums.as_chunks::<SIDE>().0;
+        for r in leaving {
+            let mut values = [0.0; SIDE];
+            for i in (0..bias.len()).step_by(S::LANES) {
+                s.store(&mut values[i..], gelu(s, s.add(s.load(&sums[r][i..]), s.load(&bias[i..]))));
+            }
+            let tiles = &mut packed[place(rows, &pass, r / TILE_ROWS * TILE_ROWS)];
+            let start = (word - pass.start) / TILE_WORDS * TILE + r % TILE_ROWS * TILE_WORDS;
+            Bf16Words { words: &mut tiles[start..start + TILE_WORDS], x: &values }.run(s);
         }
     }
 }
@@ -417,6 +476,32 @@ mod tests {
             gemm.add_outer(pool, &mut dw, &x, &dy, rows, (inputs, outputs));
             let at = |k: usize, n: usize| (0..rows).map(|r| x[r * inputs + k] * dy[r * outputs + n]).sum::<f32>();
             assert!((0..dw.len()).all(|i| dw[i] == 1.0 + at(i / outputs, i % outputs)));
+        }
+    }
+
+    #[test]
+    fn two_products_in_one_are_the_two() {
+        let gemm = Product::<Tiles<Software, false>>::boxed("software-bf16-tiles").unwrap();
+        let normal = |seed, len: usize| {
+            let mut values = vec![0.0; len];
+            Rng::new(seed, Stream::Init, 0).fill_normal(&mut values);
+            values
+        };
+        for (threads, rows, inputs, inner, outputs) in [(1, 64, 40, 300, 33), (3, 200, 32, 64, 70), (2, 413, 5, 31, 1)] {
+            let pool = Pool::new(threads).unwrap();
+            let x = normal(1, rows * inputs);
+            let (bias, bias_2, residual) = (normal(2, inner), normal(3, outputs), normal(4, rows * outputs));
+            let weight = |seed, rows, cols| {
+                gemm.prepare(&pool, Matrix { data: &normal(seed, rows * cols), rows, cols }, false).unwrap()
+            };
+            let (first, second) = (&weight(5, inputs, inner), &weight(6, inner, outputs));
+            let epilogue = Epilogue::BiasResidual(&bias_2, &residual);
+            let (mut between, mut expected) = (vec![0.0; rows * inner], vec![0.0; rows * outputs]);
+            gemm.multiply(&pool, &mut between, &x, first, rows, Epilogue::BiasGelu(&bias));
+            gemm.multiply(&pool, &mut expected, &between, second, rows, epilogue);
+            let mut y = vec![f32::NAN; rows * outputs];
+            assert!(gemm.multiply_twice(&pool, &mut y, &x, Mlp { first, bias: &bias, second, epilogue }, rows));
+            assert_eq!(y, expected, "{rows} rows on {threads} threads");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::GRAIN;
 use crate::backend::LinearOps;
-use crate::cpu::gemm::{Epilogue, Weight};
+use crate::cpu::gemm::{Epilogue, Mlp, Weight};
 use crate::cpu::simd::{Kernel, Simd, gelu, gelu_slope};
 use crate::cpu::{Buffer, Cpu};
 
@@ -62,6 +62,22 @@ impl LinearOps for Cpu {
         tokens: usize,
     ) {
         self.gemm.multiply(&self.pool, y, x, w, tokens, Epilogue::BiasResidual(b, residual));
+    }
+
+    fn mlp_fwd(
+        &self,
+        y: &mut Buffer<f32>,
+        inner: &mut Buffer<f32>,
+        residual: &Buffer<f32>,
+        x: &Buffer<f32>,
+        [(w_1, b_1), (w_2, b_2)]: [(&Weight, &Buffer<f32>); 2],
+        tokens: usize,
+    ) {
+        let mlp = Mlp { first: w_1, bias: b_1, second: w_2, epilogue: Epilogue::BiasResidual(b_2, residual) };
+        if !self.gemm.multiply_twice(&self.pool, y, x, mlp, tokens) {
+            self.linear_gelu_fwd(inner, None, x, w_1, b_1, tokens);
+            self.linear_residual_fwd(y, residual, inner, w_2, b_2, tokens);
+        }
     }
 
     fn head_fwd(&self, logits: &mut Buffer<f32>, x: &Buffer<f32>, wte: &Weight, tokens: usize) {
