@@ -1,9 +1,9 @@
 //! What a product is made of: how its operands are packed, and the way through a block of the result.
 
-use super::{Epilogue, Mlp};
 use super::format::Format;
 use super::left::Left;
 use super::weight::Panels;
+use super::{Epilogue, Mlp};
 use crate::cpu::parallel::Tile;
 use crate::cpu::simd::Token;
 

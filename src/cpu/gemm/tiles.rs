@@ -6,20 +6,20 @@
 
 use std::ops::Range;
 
-use super::{Epilogue, Mlp};
-use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_word, int8_scale};
+use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_words_of, int8_scale};
 use super::left::Left;
 use super::micro::Microkernel;
 use super::weight::Panels;
+use super::{Epilogue, Mlp};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token, gelu};
+use crate::cpu::simd::{Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token, Transpose, gelu};
 
 /// Words of a tile.
 const TILE: usize = TILE_ROWS * TILE_WORDS;
 /// Rows and outputs of the sums.
 const SIDE: usize = 2 * TILE_ROWS;
 /// Words of a pass.
-const DEPTH: usize = 128;
+const DEPTH: usize = 256;
 /// Words of a block's rows together: three quarters of a megabyte.
 const BLOCK: usize = 192 << 10;
 /// Steps at the end of a pass in which the upper tiles are finished before the lower ones. Stores that wait for their
@@ -193,7 +193,7 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     const ROWS: usize = SIDE;
     const GRAIN: usize = SIDE;
     // Integers need the greatest of a row before the first is packed.
-    const ROWS_TWICE: usize = if INT8 { 0 } else { 6 * SIDE };
+    const ROWS_TWICE: usize = if INT8 { 0 } else { 4 * SIDE };
     const ALIGN: usize = TILE_WORDS;
 
     fn new() -> Option<Self> {
@@ -233,18 +233,20 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
                 }
             }),
             Left::Columns { .. } if INT8 => unreachable!("integer weights have no gradient"),
-            Left::Columns { data, stride } => {
+            Left::Columns { data, stride } => with_scratch(TILE_WORDS * rows, |turned| {
                 let column = |k: usize| if k < inputs { &data[k * stride + first..][..rows] } else { &[] };
-                let at = |column: &[f32], r| column.get(r).copied().unwrap_or(0.0);
-                for (pass, word) in passes(rows, words).flat_map(|pass| pass.clone().map(move |word| (pass.clone(), word))) {
-                    let (even, odd) = (column(2 * word), column(2 * word + 1));
-                    let (tile, col) = ((word - pass.start) / TILE_WORDS * TILE, word % TILE_WORDS);
-                    for r in 0..rows {
-                        let place = place(rows, &pass, r / TILE_ROWS * TILE_ROWS).start;
-                        packed[place + tile + r % TILE_ROWS * TILE_WORDS + col] = bf16_word(at(even, r), at(odd, r));
+                for (pass, word) in passes(rows, words)
+                    .flat_map(|pass| pass.clone().step_by(TILE_WORDS).map(move |word| (pass.clone(), word)))
+                {
+                    self.token.run(WordsOfColumns { turned: &mut *turned, rows, columns: |k| column(2 * word + k) });
+                    for tile in (0..rows).step_by(TILE_ROWS) {
+                        let packed = &mut packed[place(rows, &pass, tile)];
+                        let y = (&mut packed[(word - pass.start) / TILE_WORDS * TILE..][..TILE], TILE_WORDS);
+                        let size = (TILE_WORDS, TILE_ROWS.min(rows - tile));
+                        self.token.run(Transpose { y, x: (&turned[tile..], rows), size });
                     }
                 }
-            }
+            }),
         }
     }
 
@@ -275,6 +277,29 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     }
 }
 
+/// Sixteen words for each of `rows` rows that lie side by side in their columns, word by word.
+struct WordsOfColumns<'a, F> {
+    turned: &'a mut [f32],
+    rows: usize,
+    /// The column of an input, counted from the first word's; empty beyond the last.
+    columns: F,
+}
+
+impl<'x, F: Fn(usize) -> &'x [f32]> Kernel for WordsOfColumns<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _s: S) {
+        for word in 0..TILE_WORDS {
+            let turned = &mut self.turned[word * self.rows..][..self.rows];
+            match (self.columns)(2 * word) {
+                [] => turned.fill(0.0),
+                lower => bf16_words_of(turned, lower, (self.columns)(2 * word + 1)),
+            }
+        }
+    }
+}
+
 /// `y = epilogue(sums)` for columns `cols` of a tile, integers with the scales of their rows and outputs.
 struct Leave<'a, 'b> {
     tile: &'a mut Tile<'b>,
@@ -299,6 +324,12 @@ impl Kernel for Leave<'_, '_> {
             let (row, sums) = (first + r, &sums[r]);
             let of_row = epilogue.of_row(row, cols.clone(), outputs);
             let y = tile.part(row, cols.clone());
+            if epilogue.accumulates() {
+                // What the next panel is added to.
+                for line in (0..SIDE).step_by(TILE_WORDS) {
+                    s.prefetch(y.as_ptr().wrapping_add(SIDE + line));
+                }
+            }
             for i in (0..y.len()).step_by(S::LANES) {
                 let mut v = s.load(&sums[i..]);
                 if let Some((rows, outputs)) = scales {
@@ -487,7 +518,8 @@ mod tests {
             Rng::new(seed, Stream::Init, 0).fill_normal(&mut values);
             values
         };
-        for (threads, rows, inputs, inner, outputs) in [(1, 64, 40, 300, 33), (3, 200, 32, 64, 70), (2, 413, 5, 31, 1)] {
+        for (threads, rows, inputs, inner, outputs) in [(1, 64, 40, 300, 33), (3, 200, 32, 64, 70), (2, 413, 5, 31, 1)]
+        {
             let pool = Pool::new(threads).unwrap();
             let x = normal(1, rows * inputs);
             let (bias, bias_2, residual) = (normal(2, inner), normal(3, outputs), normal(4, rows * outputs));

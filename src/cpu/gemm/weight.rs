@@ -174,6 +174,9 @@ impl Weight {
     }
 }
 
+/// Panels that are filled together from rows of which each has a part.
+const SIDE_BY_SIDE: usize = 8;
+
 /// A matrix `(in, out)` in panels.
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a> {
@@ -228,14 +231,18 @@ impl<'a> Panels<'a> {
         layout: Layout,
     ) -> Self {
         let (inputs, outputs) = sizes(matrix, transposed);
-        for_each_panel(pool, data, (inputs, outputs), layout, |first, packed| {
-            let count = layout.width.min(outputs - first);
-            if transposed {
-                token.run(PackRows { packed, rows: &matrix.data[first * inputs..][..count * inputs], inputs, layout });
-            } else {
-                token.run(PackColumns { packed, matrix, first, count, layout });
-            }
-        });
+        if transposed {
+            for_each_panel(pool, data, (inputs, outputs), layout, 1, |first, packed| {
+                let count = layout.width.min(outputs - first);
+                let rows = &matrix.data[first * inputs..][..count * inputs];
+                let narrow = if layout.format == Format::F32 { 0 } else { inputs.div_ceil(layout.format.group()) };
+                with_scratch(count * narrow, |scratch| token.run(PackRows { packed, scratch, rows, inputs, layout }));
+            });
+        } else {
+            for_each_panel(pool, data, (inputs, outputs), layout, SIDE_BY_SIDE, |first, packed| {
+                token.run(PackColumns { packed, matrix, first, layout });
+            });
+        }
         Panels { data, layout, inputs, outputs }
     }
 
@@ -247,7 +254,7 @@ impl<'a> Panels<'a> {
         let (layout, inputs, outputs) = (of.layout, range.len(), of.inputs);
         let width = layout.width;
         assert!(range.start.is_multiple_of(width) && range.end <= of.outputs, "{range:?} of {}", of.outputs);
-        for_each_panel(pool, data, (inputs, outputs), layout, |first, packed| {
+        for_each_panel(pool, data, (inputs, outputs), layout, 1, |first, packed| {
             let count = width.min(outputs - first);
             // Block by block: a panel of one matrix is a row of blocks of the other.
             for (block, packed) in packed.chunks_mut(width * width).enumerate() {
@@ -263,6 +270,8 @@ impl<'a> Panels<'a> {
 /// Fills a panel whose outputs are rows of the matrix.
 struct PackRows<'a> {
     packed: &'a mut [f32],
+    /// The rows' words, unless they are those of the matrix.
+    scratch: &'a mut [f32],
     rows: &'a [f32],
     inputs: usize,
     layout: Layout,
@@ -273,41 +282,38 @@ impl Kernel for PackRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackRows { packed, rows, inputs, layout } = self;
+        let PackRows { packed, scratch, rows, inputs, layout } = self;
         let (width, words) = (layout.width, layout.words(inputs));
         let (packed, extras) = packed.split_at_mut(words * width);
         let (count, used) = (rows.len() / inputs.max(1), inputs.div_ceil(layout.format.group()));
         if layout.format == Format::F32 {
             return transpose(s, (packed, width), (rows, inputs), (count, used));
         }
-        with_scratch(count * used, |scratch| {
-            let words = scratch.chunks_exact_mut(used.max(1));
-            for (n, (x, scratch)) in rows.chunks_exact(inputs.max(1)).zip(words).enumerate() {
-                match layout.format {
-                    Format::F32 => unreachable!("taken as it is"),
-                    Format::Bf16 => Bf16Words { words: scratch, x }.run(s),
-                    Format::Int8 { offset } => {
-                        let scale = int8_scale(Greatest(x).run(s));
-                        Int8Words { words: scratch, x, scale, offset: 0 }.run(s);
-                        let sum: i32 = x.iter().map(|&w| int8_bits(w, scale) as i8 as i32).sum();
-                        extras[n] = scale;
-                        extras[width + n] = f32::from_bits((-offset * sum) as u32);
-                    }
+        for n in 0..count {
+            let (x, words) = (&rows[n * inputs..][..inputs], &mut scratch[n * used..][..used]);
+            match layout.format {
+                Format::F32 => unreachable!("taken as it is"),
+                Format::Bf16 => Bf16Words { words, x }.run(s),
+                Format::Int8 { offset } => {
+                    let scale = int8_scale(Greatest(x).run(s));
+                    Int8Words { words, x, scale, offset: 0 }.run(s);
+                    let sum: i32 = x.iter().map(|&w| int8_bits(w, scale) as i8 as i32).sum();
+                    extras[n] = scale;
+                    extras[width + n] = f32::from_bits((-offset * sum) as u32);
                 }
             }
-            transpose(s, (packed, width), (scratch, used), (count, used));
-        });
+        }
+        transpose(s, (packed, width), (scratch, used), (count, used));
     }
 }
 
-/// Fills a panel whose outputs are columns of the matrix.
+/// Fills panels, one behind the other, whose outputs are columns of the matrix. Row after row is read across all of them:
+/// a core fetches ahead what lies side by side.
 struct PackColumns<'a> {
     packed: &'a mut [f32],
     matrix: Matrix<'a>,
-    /// The panel's first output.
+    /// The first panel's first output.
     first: usize,
-    /// Its outputs.
-    count: usize,
     layout: Layout,
 }
 
@@ -316,66 +322,79 @@ impl Kernel for PackColumns<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackColumns { packed, matrix, first, count, layout } = self;
-        let width = layout.width;
-        let row = |k: usize| match k < matrix.rows {
-            true => &matrix.data[k * matrix.cols + first..][..count],
+        let PackColumns { packed, matrix, first, layout } = self;
+        let (width, panel) = (layout.width, layout.panel(matrix.rows));
+        let panels = packed.len() / panel.max(1);
+        let columns = |panel: usize| first + panel * width..matrix.cols.min(first + (panel + 1) * width);
+        let row = |k: usize, columns: Range<usize>| match k < matrix.rows {
+            true => &matrix.data[k * matrix.cols..][columns],
             false => &[],
         };
-        let (packed, extras) = packed.split_at_mut(layout.words(matrix.rows) * width);
-        let slots = packed.chunks_exact_mut(width);
         match layout.format {
             Format::F32 => {
-                for (slots, k) in slots.zip(0..matrix.rows) {
-                    copy_row(s, slots, row(k), matrix.cols);
+                for k in 0..matrix.rows {
+                    for i in 0..panels {
+                        copy_row(s, &mut packed[i * panel + k * width..][..width], row(k, columns(i)), matrix.cols);
+                    }
                 }
             }
             Format::Bf16 => {
-                for (slots, k) in slots.zip((0..matrix.rows).step_by(2)) {
-                    bf16_words_of(slots, row(k), row(k + 1));
+                for k in (0..matrix.rows).step_by(2) {
+                    for i in 0..panels {
+                        let slots = &mut packed[i * panel + k / 2 * width..][..width];
+                        bf16_words_of(slots, row(k, columns(i)), row(k + 1, columns(i)));
+                    }
                 }
             }
             Format::Int8 { offset } => {
-                let (scales, starts) = extras.split_at_mut(width);
-                scales[..count].fill(0.0);
-                for k in 0..matrix.rows {
-                    (0..count).for_each(|n| scales[n] = scales[n].max(row(k)[n].abs()));
-                }
-                scales[..count].iter_mut().for_each(|scale| *scale = int8_scale(*scale));
-                let mut sums = vec![0; count];
-                for (slots, k) in slots.zip((0..matrix.rows).step_by(4)) {
-                    for n in 0..count {
-                        let byte = |i: usize| row(k + i).get(n).map_or(0, |&w| int8_bits(w, scales[n]));
-                        let bytes = [byte(0), byte(1), byte(2), byte(3)];
-                        sums[n] += bytes.iter().map(|&b| b as i8 as i32).sum::<i32>();
-                        slots[n] = f32::from_bits(bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24);
+                for (i, packed) in packed.chunks_exact_mut(panel.max(1)).enumerate() {
+                    let row = |k| row(k, columns(i));
+                    let count = columns(i).len();
+                    let (packed, extras) = packed.split_at_mut(layout.words(matrix.rows) * width);
+                    let (scales, starts) = extras.split_at_mut(width);
+                    scales[..count].fill(0.0);
+                    for k in 0..matrix.rows {
+                        (0..count).for_each(|n| scales[n] = scales[n].max(row(k)[n].abs()));
                     }
+                    scales[..count].iter_mut().for_each(|scale| *scale = int8_scale(*scale));
+                    let mut sums = vec![0; count];
+                    for (slots, k) in packed.chunks_exact_mut(width).zip((0..matrix.rows).step_by(4)) {
+                        for n in 0..count {
+                            let byte = |i: usize| row(k + i).get(n).map_or(0, |&w| int8_bits(w, scales[n]));
+                            let bytes = [byte(0), byte(1), byte(2), byte(3)];
+                            sums[n] += bytes.iter().map(|&b| b as i8 as i32).sum::<i32>();
+                            slots[n] = f32::from_bits(bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24);
+                        }
+                    }
+                    (0..count).for_each(|n| starts[n] = f32::from_bits((-offset * sums[n]) as u32));
                 }
-                (0..count).for_each(|n| starts[n] = f32::from_bits((-offset * sums[n]) as u32));
             }
         }
     }
 }
 
-/// Calls `pack(first output, panel)` for all panels of a matrix of `inputs` by `outputs`. What a panel holds beyond the
-/// matrix's outputs is never read into a result.
+/// Calls `pack(first output, panels)` for all panels of a matrix of `inputs` by `outputs`, for as many as `at_once`
+/// together. What a panel holds beyond the matrix's outputs is never read into a result.
 fn for_each_panel(
     pool: &Pool,
     data: &mut [f32],
     (inputs, outputs): (usize, usize),
     layout: Layout,
+    at_once: usize,
     pack: impl Fn(usize, &mut [f32]) + Sync,
 ) {
     /// Floats that make a task.
     const GRAIN: usize = 1 << 14;
     let (panels, len) = (outputs.div_ceil(layout.width), layout.panel(inputs));
-    let panels_per_task = (GRAIN / len.max(1)).max(1);
+    let panels_per_task = (GRAIN / len.max(1)).max(at_once);
     let used = inputs.div_ceil(layout.format.group()) * layout.width;
     pool.rows(panels, panels_per_task, [(data, len)], |first, [packed]| {
-        for (panel, packed) in (first..).zip(packed.chunks_exact_mut(len.max(1))) {
-            // Scratch memory holds what was there before, and the words that fill up must not be NaN.
+        // Scratch memory holds what was there before, and the words that fill up must not be NaN.
+        for packed in packed.chunks_exact_mut(len.max(1)) {
             packed[used..layout.words(inputs) * layout.width].fill(0.0);
-            pack(panel * layout.width, packed);
+        }
+        for (i, packed) in packed.chunks_mut((at_once * len).max(1)).enumerate() {
+            pack((first + i * at_once) * layout.width, packed);
         }
     });
 }
