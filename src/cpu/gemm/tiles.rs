@@ -119,7 +119,7 @@ impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
                     leaving = 0..rows;
                 }
             });
-            let last = cols.clone().step_by(SIDE).last().unwrap_or(cols.start);
+            let last = cols.clone().step_by(SIDE).next_back().unwrap_or(cols.start);
             leave(complete, leaving, last);
         });
     }

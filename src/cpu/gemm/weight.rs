@@ -8,7 +8,7 @@ use super::micro::Piece;
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::{Pool, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, Token, Transpose, copy_row, transpose};
+use crate::cpu::simd::{Kernel, Simd, Token, Transpose, copy_row, fetch, transpose};
 use crate::error::Result;
 
 /// A matrix of parameters `W (in, out)`, laid out for one implementation of the matrix product.
@@ -173,6 +173,9 @@ impl Weight {
         }
     }
 }
+
+/// Rows between one that is packed and one that is asked for.
+const AHEAD: usize = 16;
 
 /// Panels that are filled together from rows of which each has a part.
 const SIDE_BY_SIDE: usize = 8;
@@ -342,7 +345,9 @@ impl Kernel for PackColumns<'_> {
                 for k in (0..matrix.rows).step_by(2) {
                     for i in 0..panels {
                         let slots = &mut packed[i * panel + k / 2 * width..][..width];
-                        bf16_words_of(slots, row(k, columns(i)), row(k + 1, columns(i)));
+                        let rows = [row(k, columns(i)), row(k + 1, columns(i))];
+                        fetch(s, rows[0], matrix.cols, (AHEAD..AHEAD + 2, rows[0].len()));
+                        bf16_words_of(slots, rows[0], rows[1]);
                     }
                 }
             }
