@@ -1,8 +1,8 @@
 //! Register tiles in a matrix unit: 32 rows by 32 outputs are four tiles of sums, fed by two of each side.
 //!
-//! A panel is passed over by all rows of a block, [`DEPTH`] words at a time, so that the piece of the panel and what a pair
-//! of tiles reads of the rows stay in the first-level cache. Between the passes the sums of the panel's outputs wait in
-//! the second-level one; from there they leave for `y`, and what is fused behind the product is done on the way.
+//! A panel is passed over by all rows of a block, [`DEPTH`] words at a time, so that the piece of the panel stays in the
+//! first-level cache while the rows come from the second. Between the passes the sums of the panel's outputs wait there
+//! too; they leave for `y` while the unit is at the next panel, and what is fused behind the product is done on the way.
 
 use std::ops::Range;
 
@@ -481,6 +481,7 @@ mod tests {
             (33, 32, 64),
             (70, 130, 40),
             (300, 5, 7),
+            (70, 1030, 40),
         ] {
             let (x, w) = (integers(1, rows, inputs), integers(2, inputs, outputs));
             let at = |r: usize, n: usize| (0..inputs).map(|k| x[r * inputs + k] * w[k * outputs + n]).sum();
@@ -518,7 +519,8 @@ mod tests {
             Rng::new(seed, Stream::Init, 0).fill_normal(&mut values);
             values
         };
-        for (threads, rows, inputs, inner, outputs) in [(1, 64, 40, 300, 33), (3, 200, 32, 64, 70), (2, 413, 5, 31, 1)]
+        for (threads, rows, inputs, inner, outputs) in
+            [(1, 64, 40, 300, 33), (3, 200, 32, 64, 70), (2, 413, 5, 31, 1), (2, 150, 600, 1100, 40)]
         {
             let pool = Pool::new(threads).unwrap();
             let x = normal(1, rows * inputs);
