@@ -49,8 +49,8 @@ fn passes(rows: usize, words: usize) -> impl Iterator<Item = Range<usize>> {
     (0..words).step_by(depth).map(move |first| first..words.min(first + depth))
 }
 
-/// Where `len` words of the tiles of 16 rows from `row` on lie in a block of `rows`, from word `pass.start` on: pass by
-/// pass, tile by tile of rows, and of words within it.
+/// Where the words of `pass` of the 16 rows from `row` on lie in a block of `rows`: pass by pass, tile by tile of rows, and
+/// of words within it.
 fn place(rows: usize, pass: &Range<usize>, row: usize) -> Range<usize> {
     let first = pass.start * rows.next_multiple_of(TILE_ROWS) + row * pass.len();
     first..first + TILE_ROWS * pass.len()
@@ -139,6 +139,15 @@ impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
         let w = x.w.as_chunks::<{ TILE_WORDS * SIDE }>().0;
         let steps = w.len();
         assert!(upper.len() == steps && (lower.is_empty() || lower.len() == steps));
+        macro_rules! upper_step {
+            ($step:expr) => {
+                unit.load::<4>(&upper[$step], TILE_WORDS);
+                unit.load::<6>(&w[$step], SIDE);
+                dot!(0, 4, 6);
+                unit.load::<7>(&w[$step][TILE_WORDS..], SIDE);
+                dot!(1, 4, 7);
+            };
+        }
         let both = if lower.is_empty() { 0 } else { steps.saturating_sub(TAIL) };
         if add {
             unit.load::<0>(upper_sums, SIDE);
@@ -152,22 +161,14 @@ impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
             unit.zero::<3>();
         }
         for step in 0..both {
-            unit.load::<4>(&upper[step], TILE_WORDS);
-            unit.load::<6>(&w[step], SIDE);
-            dot!(0, 4, 6);
-            unit.load::<7>(&w[step][TILE_WORDS..], SIDE);
-            dot!(1, 4, 7);
+            upper_step!(step);
             unit.load::<5>(&lower[step], TILE_WORDS);
             dot!(2, 5, 6);
             dot!(3, 5, 7);
             aside();
         }
         for step in both..steps {
-            unit.load::<4>(&upper[step], TILE_WORDS);
-            unit.load::<6>(&w[step], SIDE);
-            dot!(0, 4, 6);
-            unit.load::<7>(&w[step][TILE_WORDS..], SIDE);
-            dot!(1, 4, 7);
+            upper_step!(step);
             aside();
         }
         unit.store::<0>(upper_sums, SIDE);
