@@ -74,6 +74,13 @@ DEVICE float exp2_flushed(float x) {
     return result;
 }
 
+// 1 / x with one unit in the last place, in one instruction; denormal numbers, x and result, are 0.
+DEVICE float reciprocal(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
 // ---- Warp -----------------------------------------------------------------------------------------------------------
 
 // Reductions over the 32 lanes; all lanes get the result. The order of the additions is part of the contract (lanes 16

@@ -94,6 +94,9 @@ template <class T> DEVICE bool rows_even(const T* x, int columns) {
     return ((u64)x | (u64)columns * sizeof(T)) % (2 * sizeof(T)) == 0;
 }
 
+// Whether every fourth value of what begins at x begins at a multiple of four values. Of null, it does.
+template <class T> DEVICE bool rows_in_fours(const T* x) { return (u64)x % (4 * sizeof(T)) == 0; }
+
 // ---- Tiles ----------------------------------------------------------------------------------------------------------
 
 struct TilePlace {
@@ -131,122 +134,87 @@ struct Finish {
     const act* residual;
     act* u;
     int gelu, accumulate, m, n;
-    int width;  // of an access, in values: 8, 2 or 1
+    bool in_fours;  // every fourth value of all of them begins at a multiple of four values
 };
 
 DEVICE Finish make_finish(Out* y, const float* bias, const act* residual, act* u, int gelu, int accumulate, int m,
                           int n) {
-    const bool even = rows_even(y, n) && rows_even(bias, 0) && rows_even(residual, n) && rows_even(u, n);
-    const bool aligned = n % 8 == 0 && rows_aligned(y, n) && rows_aligned(bias, 0) && rows_aligned(residual, n) &&
-                         rows_aligned(u, n);
-    return {y, bias, residual, u, gelu, accumulate, m, n, aligned ? 8 : even ? 2 : 1};
+    const bool in_fours =
+        n % 4 == 0 && rows_in_fours(y) && rows_in_fours(bias) && rows_in_fours(residual) && rows_in_fours(u);
+    return {y, bias, residual, u, gelu, accumulate, m, n, in_fours};
 }
 
-// A part of a row, 32 columns, in the registers of four neighbouring lanes. As the tensor cores leave it, the lane with
-// t = lane % 4 has in v[2 * q + c] the value of column 8 * q + 2 * t + c.
-struct Fragment {
-    int row, column;
-    float v[8];
-};
+DEVICE void finish_value(const Finish& f, int row, int column, float value) {
+    if (row >= f.m || column >= f.n) return;
+    const size_t place = (size_t)row * f.n + column;
+    if (f.bias) value += f.bias[column];
+    if (f.u) f.u[place] = convert<act>(value);
+    if (f.gelu) value = gelu_new(value);
+    if (f.residual) value += to_float(f.residual[place]);
+    if (f.accumulate) value += to_float(f.y[place]);
+    f.y[place] = convert<Out>(value);
+}
 
-// Hands v round among the four lanes: afterwards lane t has columns 8 * t to 8 * t + 7.
-DEVICE void gather_columns(float (&v)[8], int t) {
+DEVICE void add_values(float (&v)[4], const float (&x)[4]) {
 #pragma unroll
-    for (int bit = 1; bit < 4; bit *= 2) {
-#pragma unroll
-        for (int q = 0; q < 4; q++) {
-            if (q & bit) continue;
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                float &low = v[2 * q + c], &high = v[2 * (q | bit) + c];
-                const float other = __shfl_xor_sync(0xffffffffu, t & bit ? low : high, bit);
-                if (t & bit) {
-                    low = other;
-                } else {
-                    high = other;
-                }
+    for (int i = 0; i < 4; i++) v[i] += x[i];
+}
+
+// Where a strip, some rows of a warp's part of a tile in shared memory, has (row, column): the tensor cores leave two
+// neighbours to a lane, and by the XOR those of 4 rows lie in different banks.
+template <int COLUMNS> DEVICE int strip_place(int row, int column) { return row * COLUMNS + (column ^ row % 4 * 8); }
+
+// Finishes a strip. Its warp calls it, after __syncwarp, and four values side by side are each lane's: so a row is
+// written in one piece, and the code is as short as the strip, not as the tile. Code of a whole tile's length would not
+// stay in the instruction cache.
+template <int ROWS, int COLUMNS>
+DEVICE void finish_strip(const Finish& f, const float* strip, int first_row, int first_column) {
+    constexpr int LANES = COLUMNS / 4, STEP = 32 / LANES, BATCH = ROWS / STEP / 2;
+    static_assert(ROWS % (BATCH * STEP) == 0, "every lane has as many batches");
+    const int lane = (int)threadIdx.x % 32;
+    if (!f.in_fours) {
+#pragma unroll 1
+        for (int row = 0; row < ROWS; row++) {
+            for (int column = lane; column < COLUMNS; column += 32) {
+                finish_value(f, first_row + row, first_column + column, strip[strip_place<COLUMNS>(row, column)]);
             }
         }
-    }
-}
-
-// A lane's 8 values of a row of n: neighbours from `column` on, or, if `width` is not 8, pairs that lie 8 columns
-// apart. Those beyond the row are left alone.
-template <class T> DEVICE void load_part(float (&v)[8], const T* row, int column, int n, int width) {
-    if (width == 8) {
-        if (column < n) load_values(v, row + column);
         return;
     }
+    const int inside = lane % LANES * 4, column = first_column + inside;
+    if (column >= f.n) return;
+    float bias[4] = {};
+    if (f.bias) load_values(bias, f.bias + column);
+#pragma unroll 1
+    for (int first = lane / LANES; first < ROWS; first += BATCH * STEP) {
+        float added[BATCH][4] = {};
 #pragma unroll
-    for (int q = 0; q < 4; q++) {
-        const int c = column + 8 * q;
-        if (width == 2) {
-            float both[2];
-            if (c < n) load_values(both, row + c), v[2 * q] = both[0], v[2 * q + 1] = both[1];
-        } else {
-            if (c < n) v[2 * q] = to_float(row[c]);
-            if (c + 1 < n) v[2 * q + 1] = to_float(row[c + 1]);
+        for (int b = 0; b < BATCH; b++) {
+            const int row = first_row + first + b * STEP;
+            const size_t place = (size_t)row * f.n + column;
+            if (row >= f.m) continue;
+            if (f.residual) load_values(added[b], f.residual + place);
+            if (f.accumulate) {
+                float before[4];
+                load_values(before, f.y + place);
+                add_values(added[b], before);
+            }
         }
-    }
-}
-
-template <class T> DEVICE void store_part(T* row, const float (&v)[8], int column, int n, int width) {
-    if (width == 8) {
-        if (column < n) store_values(row + column, v);
-        return;
-    }
 #pragma unroll
-    for (int q = 0; q < 4; q++) {
-        const int c = column + 8 * q;
-        if (width == 2) {
-            const float both[2] = {v[2 * q], v[2 * q + 1]};
-            if (c < n) store_values(row + c, both);
-        } else {
-            if (c < n) row[c] = convert<T>(v[2 * q]);
-            if (c + 1 < n) row[c + 1] = convert<T>(v[2 * q + 1]);
+        for (int b = 0; b < BATCH; b++) {
+            const int row = first_row + first + b * STEP;
+            const size_t place = (size_t)row * f.n + column;
+            if (row >= f.m) continue;
+            float v[4];
+            load_values(v, strip + strip_place<COLUMNS>(first + b * STEP, inside));
+            add_values(v, bias);
+            if (f.u) store_values(f.u + place, v);
+            if (f.gelu) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) v[i] = gelu_new(v[i]);
+            }
+            add_values(v, added[b]);
+            store_values(f.y + place, v);
         }
-    }
-}
-
-DEVICE void add_part(float (&v)[8], const float (&x)[8]) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] += x[i];
-}
-
-// Finishes parts of rows; the whole warp calls it. What is added to them is loaded for all together.
-template <int PARTS> DEVICE void finish(const Finish& f, Fragment (&parts)[PARTS]) {
-    const int t = (int)threadIdx.x % 4;
-    float added[PARTS][8] = {};
-#pragma unroll
-    for (int p = 0; p < PARTS; p++) {
-        Fragment& part = parts[p];
-        if (f.width == 8) gather_columns(part.v, t);
-        part.column += f.width == 8 ? 8 * t : 2 * t;
-        const size_t row = (size_t)part.row * f.n;
-        if (part.row >= f.m) continue;
-        if (f.residual) load_part(added[p], f.residual + row, part.column, f.n, f.width);
-        if (f.accumulate) {
-            float before[8] = {};
-            load_part(before, f.y + row, part.column, f.n, f.width);
-            add_part(added[p], before);
-        }
-    }
-#pragma unroll
-    for (int p = 0; p < PARTS; p++) {
-        Fragment& part = parts[p];
-        const size_t row = (size_t)part.row * f.n;
-        if (part.row >= f.m) continue;
-        if (f.bias) {
-            float bias[8] = {};
-            load_part(bias, f.bias, part.column, f.n, f.width);
-            add_part(part.v, bias);
-        }
-        if (f.u) store_part(f.u + row, part.v, part.column, f.n, f.width);
-        if (f.gelu) {
-#pragma unroll
-            for (int i = 0; i < 8; i++) part.v[i] = gelu_new(part.v[i]);
-        }
-        if (f.residual || f.accumulate) add_part(part.v, added[p]);
-        store_part(f.y + row, part.v, part.column, f.n, f.width);
     }
 }

@@ -278,6 +278,11 @@ DEVICE float exp2_flushed(float x) {
     const float result = exp2f(x);
     return result < 0x1p-126f ? 0.0f : result;
 }
+DEVICE float reciprocal(float x) {
+    if (fabsf(x) < 0x1p-126f) return copysignf(INF, x);
+    const float result = 1.0f / x;
+    return fabsf(result) < 0x1p-126f ? copysignf(0.0f, x) : result;
+}
 
 // ---- Memory ---------------------------------------------------------------------------------------------------------
 

@@ -155,6 +155,19 @@ DEVICE void product(Sums& sums, bf16* tiles, const bf16* a, const bf16* b, int m
     }
 }
 
+// Leaves 16 rows of sums in a strip.
+DEVICE void leave(float* strip, const float (&sums)[PARTS_N][4]) {
+    const int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < PARTS_N; j++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float both[2] = {sums[j][2 * h], sums[j][2 * h + 1]};
+            store_values(strip + strip_place<WARP_N>(8 * h + lane / 4, 8 * j + 2 * (lane % 4)), both);
+        }
+    }
+}
+
 KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b,
                                     const float* __restrict__ bias, const act* __restrict__ residual,
                                     act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
@@ -179,22 +192,17 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* __restrict__ a
 
     y += (size_t)blockIdx.z * m * n;
     const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
+    cp_async_wait<0>();
+    __syncthreads();  // the tiles were read: there are strips in their place
+    float* strip = (float*)tiles + warp * 16 * WARP_N;
+#pragma unroll 1
+    for (int part = 0; part < PARTS_M; part++) {
 #pragma unroll
-    for (int i = 0; i < PARTS_M; i++) {
-#pragma unroll
-        for (int part = 0; part < PARTS_N / 4; part++) {
-            Fragment parts[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                parts[h].row = tile_row + first_row + 16 * i + 8 * h + lane / 4;
-                parts[h].column = tile_column + first_column + 32 * part;
-#pragma unroll
-                for (int q = 0; q < 4; q++) {
-                    parts[h].v[2 * q] = sums[i][4 * part + q][2 * h];
-                    parts[h].v[2 * q + 1] = sums[i][4 * part + q][2 * h + 1];
-                }
-            }
-            finish(f, parts);
+        for (int i = 0; i < PARTS_M; i++) {
+            if (i == part) leave(strip, sums[i]);
         }
+        __syncwarp();
+        finish_strip<16, WARP_N>(f, strip, tile_row + first_row + 16 * part, tile_column + first_column);
+        __syncwarp();
     }
 }

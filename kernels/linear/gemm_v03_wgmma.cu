@@ -1,7 +1,8 @@
 // Idea: a warp has the copy engine fill a ring of tiles, two warpgroups multiply it; a block does tile after tile.
 // Against: v02_mma: the multiplying warps neither load nor compute addresses, and read both operands from shared memory.
 // Bound: compute; 2 * m * n * k FLOPs in bf16; 2 * (m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M)) bytes read.
-// Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, STAGES * (A_TILE + B_TILE) * 2 bytes shared.
+// Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, shared STAGES * (A_TILE + B_TILE) * 2 bytes
+// and 8 strips of 8 * TILE_N floats.
 // Source: own; roles as in CUTLASS's sm_90 kernels.
 #include "product.cuh"
 
@@ -40,6 +41,16 @@ template <bool TRANSPOSED> DEVICE u64 operand(const bf16* tile, int line, int de
     const bf16* first = tile + line / 64 * SLAB;
     return TRANSPOSED ? wgmma_descriptor_mn(first + depth * 64, SLAB * sizeof(bf16))
                       : wgmma_descriptor_k(first + depth);
+}
+
+// Leaves 8 rows of sums in a strip: of each 16 the upper or the lower.
+DEVICE void leave(float* strip, const float (&sums)[64], int half) {
+    const int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < TILE_N / 8; j++) {
+        const float both[2] = {sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]};
+        store_values(strip + strip_place<TILE_N>(lane / 4, 8 * j + 2 * (lane % 4)), both);
+    }
 }
 
 // A place in the ring.
@@ -96,6 +107,7 @@ KERNEL BOUNDS(THREADS, 1)
         reg_alloc<232>();
         const int group = (int)threadIdx.x / 128 - 1, warp = (int)threadIdx.x % 128 / 32, lane = (int)threadIdx.x % 32;
         const int first_row = SHARERS == 2 ? 128 * group : 0, first_turn = SHARERS == 2 ? 0 : group;
+        float* strip = (float*)(b_tiles + STAGES * B_TILE) + (4 * group + warp) * 8 * TILE_N;
         Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
         Turn::advance(turn, first_turn * steps);
         for (int index = blockIdx.x + first_turn * gridDim.x; index < tiles; index += 2 / SHARERS * gridDim.x) {
@@ -133,27 +145,16 @@ KERNEL BOUNDS(THREADS, 1)
             const PartPlace place = part_place(index, rows, columns);
             const TilePlace tile = place.tile;
             f.y = y + (size_t)place.part * m * n;
+            const int row = tile.row * TILE_M + first_row + 16 * warp, column = tile.column * TILE_N;
+#pragma unroll 1
+            for (int part = 0; part < 4; part++) {
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-#pragma unroll
-                    for (int j = 0; j < 4; j += 2) {
-                        Fragment parts[2];
-#pragma unroll
-                        for (int p = 0; p < 2; p++) {
-                            parts[p].row = tile.row * TILE_M + first_row + 64 * i + 16 * warp + 8 * h + lane / 4;
-                            parts[p].column = tile.column * TILE_N + 32 * (j + p);
-#pragma unroll
-                            for (int q = 0; q < 4; q++) {
-                                const int first = 16 * (j + p) + 4 * q + 2 * h;
-                                parts[p].v[2 * q] = sums[i][first];
-                                parts[p].v[2 * q + 1] = sums[i][first + 1];
-                            }
-                        }
-                        finish(f, parts);
-                    }
+                for (int i = 0; i < 4; i++) {
+                    if (i == part) leave(strip, sums[i / 2], i % 2);
                 }
+                __syncwarp();
+                finish_strip<8, TILE_N>(f, strip, row + 64 * (part / 2) + 8 * (part % 2), column);
+                __syncwarp();
             }
         }
     }

@@ -73,17 +73,6 @@ DEVICE void unpack(float (&x)[CHUNK], const Raw& raw) {
     }
 }
 
-DEVICE void finish_value(const Finish& f, int row, int column, float value) {
-    if (row >= f.m || column >= f.n) return;
-    const size_t place = (size_t)row * f.n + column;
-    if (f.bias) value += f.bias[column];
-    if (f.u) f.u[place] = convert<act>(value);
-    if (f.gelu) value = gelu_new(value);
-    if (f.residual) value += to_float(f.residual[place]);
-    if (f.accumulate) value += to_float(f.y[place]);
-    f.y[place] = convert<Out>(value);
-}
-
 #if LAYOUT == 1
 
 template <int ROWS, bool ALIGNED>
@@ -226,7 +215,7 @@ KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
     gemm(Out* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b, const float* __restrict__ bias,
          const act* __restrict__ residual, act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
          int a_stride) {
-    const Finish f = {y, bias, residual, u, gelu, accumulate, m, n, 1};
+    const Finish f = {y, bias, residual, u, gelu, accumulate, m, n, false};
     const int first_row = blockIdx.x * MOST_ROWS, rows = m - first_row;
     if (rows == 1) {
         multiply<1>(f, a, b, first_row, k, a_stride);

@@ -3,13 +3,13 @@
 use serde::Serialize;
 
 use super::measure::{Job, in_turn, median};
-use super::models::{self, Agreement, Weights};
+use super::models::{self, Agreement, Source, Weights};
 use crate::backend::{OptimOps, Storage};
 use crate::cuda::trial::{self, Scale, Trial};
 use crate::cuda::{Buffer, Cuda};
 use crate::dtype::Dtype;
 use crate::engine::{Device, DeviceOptions, Engine, open_cuda};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What was found.
 #[derive(Serialize)]
@@ -58,18 +58,59 @@ pub struct ModelRow {
     pub unit: &'static str,
 }
 
-/// Checks and times everything on the device of `options`; `on_row` sees a line for each.
+/// What to check and time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Kernels and models.
+    All,
+    /// The kernels of these ops; see [`REGISTRY`](crate::cuda::registry::REGISTRY).
+    Ops(Vec<String>),
+    /// Whole models at these works.
+    Works(Vec<Work>),
+}
+
+/// What a model does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Sentences to latents.
+    Encode,
+    /// Tokens, one after the other.
+    Decode,
+    /// Steps of training.
+    Train,
+}
+
+impl What {
+    fn kernels(&self, op: &str) -> bool {
+        match self {
+            What::All => true,
+            What::Ops(ops) => ops.iter().any(|wanted| wanted == op),
+            What::Works(_) => false,
+        }
+    }
+
+    fn works(&self, work: Work) -> bool {
+        match self {
+            What::All => true,
+            What::Ops(_) => false,
+            What::Works(works) => works.contains(&work),
+        }
+    }
+}
+
+/// Checks and times `what` on the device of `options`; `on_row` sees a line for each.
 ///
 /// # Errors
 /// The device cannot be had, or fails; there is no memory.
-pub fn run(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mut dyn FnMut(String)) -> Result<Report> {
+pub fn run(options: &DeviceOptions, what: &What, source: &Source, on_row: &mut dyn FnMut(String)) -> Result<Report> {
+    let scale = scale_of(options.device);
     let cuda = open_cuda(options)?;
     let device = cuda.driver().describe();
     let copy_bandwidth = copy_bandwidth(&cuda, scale)?;
     on_row(format!("{device}\ncopy {:.0} GB/s, read and written", copy_bandwidth / 1e9));
     let mut kernels = Vec::new();
     let mut flush = cuda.real(if scale == Scale::Full { 64 << 20 } else { 64 })?;
-    trial::run(&cuda, scale, &mut |mut trial: Trial<'_>| {
+    trial::run(&cuda, scale, &|op| what.kernels(op), &mut |mut trial: Trial<'_>| {
         let seconds = time(&cuda, if scale == Scale::Full { 20 } else { 1 }, &mut trial, &mut flush)?;
         let row = KernelRow {
             case: trial.case.into(),
@@ -95,13 +136,24 @@ pub fn run(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mu
     })?;
     drop(flush);
     drop(cuda);
+    if let (What::Ops(ops), true) = (what, kernels.is_empty()) {
+        let message = format!("no case takes its time in {}; `della doctor` lists the ops", ops.join(", "));
+        return Err(Error::input("--op", message));
+    }
     let mut models = Vec::new();
     let mut on_model = |row: ModelRow| {
         on_row(format!("{:<34} {:>9.3} ms {:>12.0} {}", row.case, row.milliseconds, row.rate, row.unit));
         models.push(row);
     };
-    inference(options, weights, scale, &mut on_model)?;
-    training(options, weights, scale, &mut on_model)?;
+    if !matches!(what, What::Ops(_)) {
+        let weights = Weights::open(source)?;
+        if what.works(Work::Encode) || what.works(Work::Decode) {
+            inference(options, what, &weights, scale, &mut on_model)?;
+        }
+        if what.works(Work::Train) {
+            training(options, &weights, scale, &mut on_model)?;
+        }
+    }
     Ok(Report { device, dtype: options.dtype().to_string(), copy_bandwidth, kernels, models })
 }
 
@@ -138,13 +190,26 @@ fn timed(
     Ok(())
 }
 
-fn inference(options: &DeviceOptions, weights: &Weights, scale: Scale, on_row: &mut dyn FnMut(ModelRow)) -> Result<()> {
+fn inference(
+    options: &DeviceOptions,
+    what: &What,
+    weights: &Weights,
+    scale: Scale,
+    on_row: &mut dyn FnMut(ModelRow),
+) -> Result<()> {
     let engine: Box<dyn Engine> = weights.engine(open_cuda(options)?)?;
     let (full, agreement) = (scale == Scale::Full, agreement_of(options.dtype()));
-    let (len, batch) = if full { (64, 32) } else { (6, 2) };
-    let job = models::encode(&*engine, len, batch, agreement)?;
-    timed(scale, (format!("encode {batch}x{len}"), batch, "sentences/s"), job, on_row)?;
-    for batch in if full { vec![1, 16, 32, 128] } else { vec![1, 2] } {
+    if what.works(Work::Encode) {
+        let (len, batch) = if full { (64, 32) } else { (6, 2) };
+        let job = models::encode(&*engine, len, batch, agreement)?;
+        timed(scale, (format!("encode {batch}x{len}"), batch, "sentences/s"), job, on_row)?;
+    }
+    let batches = match (what.works(Work::Decode), full) {
+        (false, _) => &[][..],
+        (true, true) => &[1, 16, 32, 128],
+        (true, false) => &[1, 2],
+    };
+    for &batch in batches {
         let new = if full { 64 } else { 4 };
         let job = models::decode(&*engine, new, batch, agreement)?;
         timed(scale, (format!("decode {batch}x{new}"), batch * new, "tokens/s"), job, on_row)?;
@@ -168,6 +233,6 @@ fn agreement_of(dtype: Dtype) -> Agreement {
 }
 
 /// The scale that a device can do.
-pub fn scale_of(device: Device) -> Scale {
+fn scale_of(device: Device) -> Scale {
     if device == Device::Emulator { Scale::Tiny } else { Scale::Full }
 }

@@ -5,7 +5,8 @@ use std::io::{BufWriter, Write, stdout};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use della::bench::{Source, Weights, gpu};
+use della::bench::Source;
+use della::bench::gpu::{self, What, Work};
 use della::engine::{Device, DeviceOptions};
 use della::model::config::PRESETS;
 
@@ -22,9 +23,32 @@ pub struct Args {
     /// Precision of weights and activations [default: bf16]
     #[arg(long, value_enum, default_value_t = DtypeArg::Bf16)]
     dtype: DtypeArg,
+    /// The kernels of these ops alone, as `della doctor` lists them
+    #[arg(long, value_name = "OP,…", value_delimiter = ',', conflicts_with = "work")]
+    op: Vec<String>,
+    /// Whole models alone, at these works
+    #[arg(long, value_enum, value_name = "WORK,…", value_delimiter = ',')]
+    work: Vec<WorkArg>,
     /// Also write everything to a new JSON file
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum WorkArg {
+    Encode,
+    Decode,
+    Train,
+}
+
+impl From<WorkArg> for Work {
+    fn from(work: WorkArg) -> Self {
+        match work {
+            WorkArg::Encode => Work::Encode,
+            WorkArg::Decode => Work::Decode,
+            WorkArg::Train => Work::Train,
+        }
+    }
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -35,9 +59,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let file = args.output.as_ref().map(|path| File::create_new(path).with_context(|| path.display().to_string()));
     let file = file.transpose()?;
-    let (weights, scale) = (Weights::open(&source)?, gpu::scale_of(args.device));
+    let what = match (args.op, args.work) {
+        (ops, works) if ops.is_empty() && works.is_empty() => What::All,
+        (ops, works) if works.is_empty() => What::Ops(ops),
+        (_, works) => What::Works(works.into_iter().map(Work::from).collect()),
+    };
     let mut closed = Ok(());
-    let report = gpu::run(&options, &weights, scale, &mut |line| {
+    let report = gpu::run(&options, &what, &source, &mut |line| {
         closed = std::mem::replace(&mut closed, Ok(())).and_then(|()| writeln!(stdout(), "{line}"));
     })?;
     closed?;

@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use super::driver::{Address, Driver};
 use crate::error::{Error, Result};
@@ -10,9 +12,33 @@ use crate::error::{Error, Result};
 /// Blocks of memory that nobody uses, by size.
 #[derive(Default)]
 struct Idle {
-    blocks: BTreeMap<usize, Vec<Address>>,
-    /// While a graph is recorded, what it used is kept for it.
-    recorded: Option<Vec<(Address, usize)>>,
+    blocks: Blocks,
+    /// While a thread records a graph, what its buffers gave back: the graph may use it again, but nobody else.
+    recorded: Option<(ThreadId, Blocks)>,
+}
+
+type Blocks = BTreeMap<usize, Vec<Address>>;
+
+impl Idle {
+    /// What the graph that this thread records has.
+    fn of_graph(&mut self) -> Option<&mut Blocks> {
+        let (thread, blocks) = self.recorded.as_mut()?;
+        (*thread == thread::current().id()).then_some(blocks)
+    }
+
+    /// A block that is to be used.
+    fn take(&mut self, bytes: usize) -> Option<Address> {
+        let of_graph = self.of_graph().and_then(|blocks| blocks.get_mut(&bytes)?.pop());
+        of_graph.or_else(|| self.blocks.get_mut(&bytes)?.pop())
+    }
+
+    /// A block that was used.
+    fn give(&mut self, bytes: usize, address: Address) {
+        match self.of_graph() {
+            Some(blocks) => blocks.entry(bytes).or_default().push(address),
+            None => self.blocks.entry(bytes).or_default().push(address),
+        }
+    }
 }
 
 /// A device's memory.
@@ -38,13 +64,13 @@ impl Memory {
     pub fn buffer(self: &Arc<Self>, len: usize, width: usize) -> Result<Buffer> {
         let unit = self.driver.granularity();
         let bytes = len.checked_mul(width).and_then(|bytes| bytes.max(1).checked_next_multiple_of(unit));
-        let bytes = bytes.ok_or_else(|| no_memory(usize::MAX))?;
-        let reused = self.idle().blocks.get_mut(&bytes).and_then(Vec::pop);
+        let bytes = bytes.ok_or_else(|| no_memory(usize::MAX, &"more bytes than there are numbers for"))?;
+        let reused = self.idle().take(bytes);
         let address = match reused {
             Some(address) => address,
             None => self.driver.alloc(bytes).or_else(|_| {
                 self.trim();
-                self.driver.alloc(bytes).map_err(|_| no_memory(bytes))
+                self.driver.alloc(bytes).map_err(|e| no_memory(bytes, &e))
             })?,
         };
         Ok(Buffer { memory: self.clone(), address, bytes, len, width })
@@ -60,16 +86,18 @@ impl Memory {
         }
     }
 
-    /// From now on, what buffers give back is kept for a graph.
+    /// From now on, what this thread's buffers give back is kept for a graph.
     pub fn begin_recording(&self) {
-        self.idle().recorded = Some(Vec::new());
+        self.idle().recorded = Some((thread::current().id(), Blocks::new()));
     }
 
     /// What buffers gave back since [`begin_recording`](Self::begin_recording), as long as the result lives.
     pub fn end_recording(self: &Arc<Self>) -> Vec<Buffer> {
-        let blocks = self.idle().recorded.take().unwrap_or_default();
-        let buffer = |(address, bytes)| Buffer { memory: self.clone(), address, bytes, len: bytes, width: 1 };
-        blocks.into_iter().map(buffer).collect()
+        let blocks = self.idle().recorded.take().map(|(_, blocks)| blocks).unwrap_or_default();
+        let buffer = |bytes, address| Buffer { memory: self.clone(), address, bytes, len: bytes, width: 1 };
+        let of_size =
+            |(bytes, addresses): (usize, Vec<Address>)| addresses.into_iter().map(move |at| buffer(bytes, at));
+        blocks.into_iter().flat_map(of_size).collect()
     }
 }
 
@@ -79,10 +107,10 @@ impl Drop for Memory {
     }
 }
 
-fn no_memory(bytes: usize) -> Error {
+fn no_memory(bytes: usize, cause: &dyn Display) -> Error {
     Error::Unsupported(format!(
-        "the device has no memory for {:.1} GiB in one piece: take fewer rows at a time, a smaller maximal length, or a \
-         device with more",
+        "the device has no memory for {:.3} GiB in one piece ({cause}): take fewer rows at a time, a smaller maximal \
+         length, or a device with more",
         bytes as f64 / (1u64 << 30) as f64
     ))
 }
@@ -134,10 +162,6 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let mut idle = self.memory.idle();
-        match &mut idle.recorded {
-            Some(recorded) => recorded.push((self.address, self.bytes)),
-            None => idle.blocks.entry(self.bytes).or_default().push(self.address),
-        }
+        self.memory.idle().give(self.bytes, self.address);
     }
 }

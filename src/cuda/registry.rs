@@ -313,7 +313,7 @@ const PERSISTENT: usize = 132;
 /// Blocks that take tiles of `tile_m` by 128 in turn, each in `splits` parts.
 fn persistent(p: &Problem, tile_m: usize, splits: usize) -> Geometry {
     let tiles = p.rows.div_ceil(tile_m) * p.cols.div_ceil(128) * splits;
-    Geometry { shared: 196_608, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
+    Geometry { shared: 196_608 + 32_768, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
 }
 
 /// Tiles of `side` by `side`, a block for each in `splits` parts.

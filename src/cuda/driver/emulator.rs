@@ -243,6 +243,7 @@ impl Driver for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Address> {
+        self.refuse_to_record("allocating")?;
         // SAFETY: the layout has at least one byte.
         let block = unsafe { std::alloc::alloc(layout(bytes)?) };
         match block.is_null() {
