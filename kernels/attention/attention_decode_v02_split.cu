@@ -1,4 +1,5 @@
-// Idea: a block takes 64 keys of a head, a thread a key; whichever block of a head is done last adds up what they left.
+// Idea: a block takes 64 keys of a head, a thread a key, and the last one of them also writes the new key and value to the
+//       cache; whichever block of a head is done last adds up what they left.
 // Against: v01, where one warp passes over all keys of a head: few rows with long caches leave most of the device idle.
 // Bound: memory; as v01, and for each 64 keys D + 2 floats written and read again.
 // Needs: any sm_80+; at most one new token a row; D <= 256, a multiple of 8; grid (ceil(capacity / 64), heads, rows), block
@@ -43,11 +44,13 @@ DEVICE float combined(const float* parts, int blocks, int head_dim, int d) {
     return sum / denominator;
 }
 
-KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, const act* __restrict__ keys,
-                                              const act* __restrict__ values, const act* __restrict__ qkv,
+KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, act* values,
+                                              const act* __restrict__ qkv,
                                               const u32* __restrict__ bounds, const u32* __restrict__ slots,
                                               const u32* __restrict__ past, float* parts, u32* counters, int capacity,
                                               int heads, int head_dim) {
+    let_next_begin();
+    wait_for_previous();
     const int thread = threadIdx.x, block = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
     const int n = bounds[2 * row], count = (int)past[row] + 1, blocks = (count + SPLIT_KEYS - 1) / SPLIT_KEYS;
     if (n == (int)bounds[2 * row + 1] || block >= blocks) return;  // the whole block
@@ -62,6 +65,7 @@ KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, const act* __
     const act* query = qkv + (size_t)n * 3 * width + head * head_dim;
     const float scale = score_scale(head_dim);
     for (int d = thread; d < head_dim; d += SPLIT_KEYS) q[d] = to_float(query[d]) * scale;
+    if (block == blocks - 1) append_to_cache(keys, values, query, here - 1, width, head_dim, thread, SPLIT_KEYS);
     __syncthreads();
 
     float score = -INF;

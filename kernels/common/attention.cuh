@@ -94,3 +94,13 @@ DEVICE float attend(HeadPart& y, const HeadPart& q, const act* keys, const act* 
     for (int i = 0; i < LANE_ELEMENTS; i++) y[i] /= sum;
     return greatest + logf(sum);
 }
+
+// Writes a token's key and value, which lie one and two `width` behind its query, to `place` in the cache of their head. The
+// `threads` threads of a group call it, and meet before they read the cache.
+DEVICE void append_to_cache(act* keys, act* values, const act* query, int place, int width, int head_dim, int thread,
+                            int threads) {
+    for (int d = thread; d < head_dim; d += threads) {
+        keys[(size_t)place * head_dim + d] = query[width + d];
+        values[(size_t)place * head_dim + d] = query[2 * width + d];
+    }
+}

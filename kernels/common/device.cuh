@@ -132,6 +132,29 @@ DEVICE void grid_sync(u32* counter) {
     __syncthreads();
 }
 
+// ---- sm_90: the next kernel begins while this one runs ---------------------------------------------------------------
+
+// A kernel whose row says `overlaps` is launched when all blocks of the one before have let it, and calls
+// wait_for_previous before it reads what others write, or writes. Where nothing overlaps, neither does anything.
+DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until all kernels before this one are done, and sees what they wrote.
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Asks for a sector of 32 bytes, to be in the L2 cache when it is read: also before wait_for_previous, for no value of it
+// is used.
+DEVICE void prefetch_l2(const void* global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // ---- sm_80: cp.async, ldmatrix, mma ---------------------------------------------------------------------------------
 
 // The address that PTX uses for a place in shared memory.

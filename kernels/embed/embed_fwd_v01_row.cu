@@ -7,6 +7,8 @@
 
 KERNEL BOUNDS(256, 1) embed_fwd(Y* __restrict__ y, const u32* __restrict__ ids, const u32* __restrict__ positions,
                                 const X* __restrict__ wte, const float* __restrict__ wpe, int tokens, int width) {
+    let_next_begin();
+    wait_for_previous();
     const int n = blockIdx.x;
     if (n >= tokens) return;
     const X* token = wte + (size_t)ids[n] * width;

@@ -7,6 +7,8 @@
 
 KERNEL BOUNDS(256, 1) gather_rows_fwd(act* __restrict__ y, const act* __restrict__ x, const u32* __restrict__ index,
                                       int rows, int width) {
+    let_next_begin();
+    wait_for_previous();
     const int r = blockIdx.x;
     if (r >= rows) return;
     const act* from = x + (size_t)index[r] * width;

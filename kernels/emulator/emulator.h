@@ -284,6 +284,11 @@ DEVICE float reciprocal(float x) {
     return fabsf(result) < 0x1p-126f ? copysignf(0.0f, x) : result;
 }
 
+// Kernels run one after the other, and there is no cache.
+DEVICE void let_next_begin() {}
+DEVICE void wait_for_previous() {}
+DEVICE void prefetch_l2(const void*) {}
+
 // ---- Memory ---------------------------------------------------------------------------------------------------------
 
 template <class T>

@@ -7,6 +7,8 @@
 
 KERNEL BOUNDS(256, 1) fuse_fwd(act* __restrict__ h, const float* __restrict__ e, const u32* __restrict__ slots,
                                const u32* __restrict__ bounds, int width) {
+    let_next_begin();
+    wait_for_previous();
     const int row = blockIdx.y;
     const int n = (int)bounds[2 * row] + (int)blockIdx.x;
     if (n >= (int)bounds[2 * row + 1]) return;

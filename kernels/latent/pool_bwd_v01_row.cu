@@ -1,7 +1,7 @@
 // Idea: a block per span; a warp per token makes the dot products and, after the block's mean of them, the gradient.
 // Against: -
 // Bound: memory; tokens * width * 4 * sizeof(act) + 12 * tokens + 4 * rows * width bytes, tokens * width * 10 FLOPs.
-// Needs: any sm_80+; grid rows, block 256; g holds one value per token and is read by pool_weight_bwd.
+// Needs: any sm_80+; grid rows, block 256; g holds one value per token, of which the weight's gradient is made.
 // Source: g_t = a_t (dy x_t - sum_s a_s dy x_s) (1 - u_t^2), u_t = tanh(x_t w); dx_t += a_t dy + g_t w; own.
 #include "act.cuh"
 #include "reduce.cuh"

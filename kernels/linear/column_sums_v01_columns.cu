@@ -11,6 +11,7 @@ KERNEL BOUNDS(256, 1) column_sums(float* __restrict__ y_acc, const act* __restri
     const ColumnThread at = column_thread();
     float sum = 0.0f;
     if (at.column < width) {
+#pragma unroll 8
         for (int r = at.lane; r < rows; r += COLUMN_LANES) sum += to_float(x[(size_t)r * width + at.column]);
     }
     sum = column_sum(sum, shared);

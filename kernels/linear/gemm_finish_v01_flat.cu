@@ -39,6 +39,8 @@ DEVICE void finish_values(Y* y, const float* parts, const float* bias, const act
 
 KERNEL BOUNDS(256, 4) gemm_finish(Y* y, const float* __restrict__ parts, const float* __restrict__ bias,
                                   const act* residual, act* u, int gelu, int accumulate, int m, int n, int splits) {
+    let_next_begin();
+    wait_for_previous();
     const size_t first = 4 * ((size_t)blockIdx.x * 256 + threadIdx.x), len = (size_t)m * n;
     if (n % 4 == 0) {
         if (first >= len) return;

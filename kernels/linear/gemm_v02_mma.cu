@@ -173,6 +173,8 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* __restrict__ a
                                     act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
                                     int a_stride) {
     DYNAMIC_SHARED(bf16, tiles);
+    let_next_begin();
+    wait_for_previous();
     const TilePlace tile = tile_place(blockIdx.y * gridDim.x + blockIdx.x, gridDim.y, gridDim.x);
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int tile_row = tile.row * TILE_M, tile_column = tile.column * TILE_N;

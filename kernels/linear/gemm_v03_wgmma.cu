@@ -86,6 +86,8 @@ KERNEL BOUNDS(THREADS, 1)
         mbarrier_fence_init();
     }
     __syncthreads();
+    let_next_begin();
+    wait_for_previous();
 
     Turn turn = {0, 0};
     if (threadIdx.x < 128) {

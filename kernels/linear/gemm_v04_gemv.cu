@@ -16,7 +16,7 @@
 #define COLUMNS (2 * CHUNK)  // two threads side by side: a sector of 32 bytes
 #endif
 // Chunks of a thread under way together.
-#define AHEAD (!ALIGNED ? 1 : ROWS < MOST_ROWS ? 4 : 3)
+#define AHEAD (!ALIGNED ? 1 : ROWS == 1 && LAYOUT == 0 ? 8 : ROWS < MOST_ROWS ? 4 : 3)
 #define RESIDENT (sizeof(A) > sizeof(B) ? 256 : 512)  // threads at once on a multiprocessor
 
 // The order of every sum is given by k alone: a row comes out the same however many others there are.
@@ -211,10 +211,26 @@ template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b
 
 #endif
 
+// Has the L2 cache fetch what this block reads of b, while the kernel before is still busy.
+DEVICE void fetch_ahead(const B* b, const float* bias, int n, int k) {
+    const int first_column = (int)blockIdx.y * COLUMNS, sector = 32 / (int)sizeof(B);
+    const int columns = n - first_column < COLUMNS ? n - first_column : COLUMNS;
+    if (bias && (int)threadIdx.x * 8 < columns) prefetch_l2(bias + first_column + threadIdx.x * 8);
+#if LAYOUT == 1
+    b += (size_t)first_column * k;
+    for (int i = threadIdx.x * sector; i < columns * k; i += THREADS * sector) prefetch_l2(b + i);
+#else
+    for (int depth = threadIdx.x; depth < k; depth += THREADS) prefetch_l2(b + (size_t)depth * n + first_column);
+#endif
+}
+
 KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
     gemm(Out* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b, const float* __restrict__ bias,
          const act* __restrict__ residual, act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
          int a_stride) {
+    let_next_begin();
+    fetch_ahead(b, bias, n, k);
+    wait_for_previous();
     const Finish f = {y, bias, residual, u, gelu, accumulate, m, n, false};
     const int first_row = blockIdx.x * MOST_ROWS, rows = m - first_row;
     if (rows == 1) {

@@ -150,6 +150,8 @@ DEVICE double uniform(const SampleRow& settings) {
 KERNEL BOUNDS(SAMPLE_THREADS, 1) sample(u32* __restrict__ token, double* __restrict__ weights,
                                         const float* __restrict__ logits, const SampleRow* __restrict__ settings,
                                         const u32* __restrict__ history, int rows, int vocab) {
+    let_next_begin();
+    wait_for_previous();
     __shared__ float maxima[SAMPLE_WARPS];
     __shared__ double sums[SAMPLE_WARPS];
     __shared__ u64 rank;

@@ -20,6 +20,9 @@ pub trait Storage: Send + Sync + Sized + 'static {
     /// layer finds what the one before wrote in a cache.
     const PASS_TOKENS: usize = 2048;
 
+    /// Tokens whose logits and their gradients a training step holds at the same time.
+    const HEAD_TOKENS: usize = 512;
+
     /// A zeroed activation buffer of `len` elements.
     fn act(&self, len: usize) -> Result<Self::Act>;
     /// A zeroed buffer of `len` elements for a residual stream or its gradient, which every block adds to: never narrow,

@@ -51,18 +51,20 @@ impl Compiler {
     ///
     /// # Errors
     /// There is none of them; the program does not compile. The message names what was tried.
-    pub fn image(&self, program: &Program<'_>, arch: Arch) -> Result<Cow<'static, [u8]>> {
+    pub fn image(&self, program: &Program<'_>, arch: Arch) -> Result<Image> {
         let built_in = self.built_in;
         // newest first; `sm_90` after `sm_90a`
         let family = (arch.number / 10 * 10..=arch.number).rev().map(Arch::from_number);
-        let targets = [arch].into_iter().chain(family).map(Target::Cubin);
-        if let Some(image) = targets.into_iter().find_map(|target| built_in.get(program, target)) {
-            return Ok(Cow::Borrowed(image));
+        let mut targets = [arch].into_iter().chain(family).map(Target::Cubin);
+        let of = |target| built_in.get(program, target).map(|bytes| Image { bytes: Cow::Borrowed(bytes), target });
+        if let Some(image) = targets.find_map(of) {
+            return Ok(image);
         }
         if self.version.is_some() {
-            return self.build(program, Target::Cubin(arch)).map(|built| Cow::Owned(built.image));
+            let target = Target::Cubin(arch);
+            return self.build(program, target).map(|built| Image { bytes: Cow::Owned(built.image), target });
         }
-        built_in.get(program, PTX).map(Cow::Borrowed).ok_or_else(|| {
+        of(PTX).ok_or_else(|| {
             Error::Unsupported(format!(
                 "no machine code of {} for {arch}: none is built into this program ({} kernels are), and {NO_NVRTC}",
                 program.path,
@@ -93,6 +95,14 @@ impl Compiler {
         let (log, image) = parts.ok_or_else(|| Error::format(&path, "is cut off; remove it"))?;
         Ok(Built { image: image.into(), log: String::from_utf8_lossy(log).into_owned() })
     }
+}
+
+/// What the driver can load.
+pub struct Image {
+    /// A cubin, or PTX with a zero behind it.
+    pub bytes: Cow<'static, [u8]>,
+    /// What it was compiled for.
+    pub target: Target,
 }
 
 /// A compiled program.

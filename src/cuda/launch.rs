@@ -73,7 +73,7 @@ impl Kernels {
         if let Some((_, taken)) = self.tried.as_ref().filter(|(tried, _)| tried.id() == kernel.id()) {
             taken.store(true, Ordering::Relaxed);
         }
-        Ok(Choice { kernel, function, geometry: (kernel.geometry)(problem) })
+        Ok(Choice { kernel, function, geometry: Geometry { overlaps: kernel.overlaps, ..(kernel.geometry)(problem) } })
     }
 
     /// Chooses and launches.

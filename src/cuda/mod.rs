@@ -203,7 +203,8 @@ impl Cuda {
     /// Rounds rows of f32 to bf16; they grow to `stride` elements by zeros.
     fn narrow(&self, dst: Address, src: Address, [rows, cols]: [usize; 2], stride: usize) {
         let args = [Arg::Address(dst), Arg::Address(src), int(cols), int(stride)];
-        self.launch("cast", Problem::matrix(Types::convert(false, true), rows, stride), &args);
+        let problem = Problem::matrix(Types::convert(false, true), rows, stride);
+        self.launch("cast", Problem { depth: cols, ..problem }, &args);
     }
 
     /// Memory that an op needs only while it runs, with any content.
@@ -305,6 +306,9 @@ impl Storage for Cuda {
     type Real = Buffer;
     type Ids = Buffer;
     type Weight = Weight;
+
+    /// Few enough that a model of 21,000 words takes half a GiB for them.
+    const HEAD_TOKENS: usize = 4096;
 
     fn act(&self, len: usize) -> Result<Buffer> {
         self.zeroed(len, if self.is_bf16() { 2 } else { 4 })

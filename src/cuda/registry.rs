@@ -142,7 +142,7 @@ pub struct Problem {
     pub rows: usize,
     /// Columns of the result; of attention, the width of a head.
     pub cols: usize,
-    /// The inner size of a product; of attention, heads.
+    /// The inner size of a product; of attention, heads; of a cast, columns of what is read.
     pub depth: usize,
     /// Rows of the batch.
     pub batch: usize,
@@ -192,6 +192,8 @@ pub struct Kernel {
     /// It also wants a [`TensorMap`](super::driver::TensorMap) of each operand, whose boxes have 64 elements along a row
     /// and this many rows, or with a transposed operand this many elements and 64 rows.
     pub tiles: Option<[u32; 2]>,
+    /// It calls `let_next_begin` and `wait_for_previous`.
+    pub overlaps: bool,
     /// Instructions that its machine code must have.
     pub instructions: &'static [&'static str],
 }
@@ -229,7 +231,7 @@ const SM_80: Arch = Arch::from_number(80);
 const BLOCK: u32 = 256;
 
 const fn geometry(x: usize, y: usize, z: usize, block: u32) -> Geometry {
-    Geometry { grid: [x as u32, y as u32, z as u32], block, shared: 0, cooperative: false }
+    Geometry { grid: [x as u32, y as u32, z as u32], block, shared: 0, cooperative: false, overlaps: false }
 }
 
 /// A block for each row.
@@ -282,6 +284,11 @@ fn span_tokens(p: &Problem) -> Geometry {
     geometry(p.rows, p.batch, 1, BLOCK)
 }
 
+/// A kernel that begins while the one before ends.
+const fn overlapping(kernel: Kernel) -> Kernel {
+    Kernel { overlaps: true, ..kernel }
+}
+
 const fn v01(
     group: &'static str,
     op: &'static str,
@@ -302,6 +309,7 @@ const fn v01(
         geometry,
         defines: &[],
         tiles: None,
+        overlaps: false,
         instructions: &[],
     }
 }
@@ -327,6 +335,11 @@ fn is_shared(p: &Problem, side: usize, splits: usize, at_once: usize) -> bool {
     p.depth >= 2048 && splits * p.rows.div_ceil(side) * p.cols.div_ceil(side) <= at_once
 }
 
+/// Whether a product in f32, which has no tensor cores, has too few tiles of 64 by 64 for half of the multiprocessors.
+fn is_narrow(p: &Problem) -> bool {
+    !p.types.b && p.rows <= 512 && p.rows.div_ceil(64) * p.cols.div_ceil(64) <= PERSISTENT / 2
+}
+
 /// Whether the tensor memory accelerator can read both operands: rows of whole 16 bytes.
 fn is_tiled(p: &Problem) -> bool {
     let of_b = if p.types.layout == Layout::Nt { p.depth } else { p.cols };
@@ -341,6 +354,7 @@ const fn mma(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Kerne
     Kernel {
         file: "v02_mma",
         can: |types| types.a && types.b,
+        overlaps: true,
         instructions: MMA,
         ..v01("linear", "gemm", variant, Uses::Product, geometry)
     }
@@ -353,6 +367,7 @@ const fn wgmma(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Ker
         arch: Arch { number: 90, specific: true },
         can: |types| types.a && types.b,
         fits: is_tiled,
+        overlaps: true,
         instructions: &["HGMMA", "UTMALDG", "SYNCS"],
         ..v01("linear", "gemm", variant, Uses::Product, geometry)
     }
@@ -370,10 +385,11 @@ const fn flash(op: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
 
 /// All kernels.
 pub const REGISTRY: &[Kernel] = &[
-    v01("embed", "embed_fwd", "v01_row", Uses::Embed, rows),
-    v01("embed", "gather_rows_fwd", "v01_row", Uses::Act, rows),
+    overlapping(v01("embed", "embed_fwd", "v01_row", Uses::Embed, rows)),
+    overlapping(v01("embed", "gather_rows_fwd", "v01_row", Uses::Act, rows)),
+    Kernel { fits: |p| p.cols.is_multiple_of(4), ..v01("embed", "scatter_rows_bwd", "v02_lists", Uses::Scatter, rows) },
     v01("embed", "scatter_rows_bwd", "v01_first", Uses::Scatter, rows),
-    Kernel { fits: short_rows, ..v01("norm", "layernorm_fwd", "v02_warp", Uses::Norm, warps) },
+    Kernel { fits: short_rows, overlaps: true, ..v01("norm", "layernorm_fwd", "v02_warp", Uses::Norm, warps) },
     v01("norm", "layernorm_fwd", "v01_row", Uses::Norm, rows),
     Kernel { fits: short_rows, ..v01("norm", "layernorm_bwd", "v02_warp", Uses::Norm, warps) },
     v01("norm", "layernorm_bwd", "v01_row", Uses::Norm, rows),
@@ -383,8 +399,9 @@ pub const REGISTRY: &[Kernel] = &[
     },
     v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Norm, columns),
     Kernel {
-        prefer: |p| p.rows <= 16,
+        prefer: |p| p.rows <= 16 || is_narrow(p),
         can: |types| types.layout != Layout::Tn && types.a == types.b,
+        overlaps: true,
         instructions: &["LDG.E.128"],
         ..v01("linear", "gemm", "v04_gemv", Uses::Product, |p| match (p.types.layout, p.types.b) {
             (Layout::Nn, true) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(16), 1, BLOCK),
@@ -436,11 +453,25 @@ pub const REGISTRY: &[Kernel] = &[
         ..mma("v02_mma_small", |p| mma_tiles(p, 64, 1, 128))
     },
     v01("linear", "gemm", "v01_tile", Uses::Product, |p| geometry(p.cols.div_ceil(64), p.rows.div_ceil(64), 1, BLOCK)),
-    v01("linear", "gemm_finish", "v01_flat", Uses::Finish, |p| {
+    overlapping(v01("linear", "gemm_finish", "v01_flat", Uses::Finish, |p| {
         geometry((p.rows * p.cols).div_ceil(4 * BLOCK as usize), 1, 1, BLOCK)
-    }),
+    })),
+    Kernel {
+        fits: |p| p.cols.is_multiple_of(8),
+        ..v01("linear", "gelu_bwd", "v02_vector", Uses::Act, |p| geometry(p.cols.div_ceil(2048), 1, 1, BLOCK))
+    },
     v01("linear", "gelu_bwd", "v01_flat", Uses::Act, flat),
+    Kernel {
+        defines: &[("PART_ROWS", PART_ROWS as u32)],
+        ..v01("linear", "column_parts", "v01_columns", Uses::Stream, |p| {
+            geometry(p.cols.div_ceil(BLOCK as usize), p.rows.div_ceil(PART_ROWS), 1, BLOCK)
+        })
+    },
     v01("linear", "column_sums", "v01_columns", Uses::Stream, columns),
+    Kernel {
+        fits: |p| p.depth.is_multiple_of(2) && p.cols.is_multiple_of(4),
+        ..v01("linear", "cast", "v02_vector", Uses::Cast, |p| geometry(p.rows * p.cols.div_ceil(1024), 1, 1, BLOCK))
+    },
     v01("linear", "cast", "v01_flat", Uses::Cast, |p| geometry(p.rows * p.cols.div_ceil(BLOCK as usize), 1, 1, BLOCK)),
     flash("attention_fwd", attention_tiles),
     v01("attention", "attention_fwd", "v01_warp", Uses::Act, attention_warps),
@@ -450,15 +481,16 @@ pub const REGISTRY: &[Kernel] = &[
     v01("attention", "attention_bwd_kv", "v01_warp", Uses::Act, attention_warps),
     v01("attention", "cache_append", "v01_row", Uses::Act, span_tokens),
     Kernel {
-        fits: |p| p.rows <= 1 && p.cols.is_multiple_of(8) && p.cols <= 256 && p.batch * p.depth <= COUNTERS,
+        overlaps: true,
+        fits: |p| p.cols.is_multiple_of(8) && p.cols <= 256 && p.batch * p.depth <= COUNTERS,
         ..v01("attention", "attention_decode", "v02_split", Uses::Act, |p| {
             geometry(p.keys.div_ceil(SPLIT_KEYS), p.depth, p.batch, SPLIT_KEYS as u32)
         })
     },
-    v01("attention", "attention_decode", "v01_warp", Uses::Act, attention_warps),
+    v01("attention", "attention_decode", "v01_warp", Uses::Act, |p| geometry(p.batch, p.depth, 1, 32)),
+    v01("attention", "attention_cached", "v01_warp", Uses::Act, attention_warps),
     v01("latent", "pool_fwd", "v01_row", Uses::Stream, rows),
     v01("latent", "pool_bwd", "v01_row", Uses::Stream, rows),
-    v01("latent", "pool_weight_bwd", "v01_columns", Uses::Stream, columns),
     v01("latent", "copy_columns", "v01_flat", Uses::Real, flat),
     v01("latent", "reparameterize_fwd", "v01_flat", Uses::Real, flat),
     v01("latent", "reparameterize_bwd", "v01_flat", Uses::Real, flat),
@@ -468,7 +500,7 @@ pub const REGISTRY: &[Kernel] = &[
     v01("latent", "kl_fwd", "v01_warp", Uses::Real, warps),
     v01("latent", "kl_bwd", "v01_flat", Uses::Real, flat),
     v01("latent", "chain_fwd", "v01_rows", Uses::Real, |p| geometry(p.rows.div_ceil(4), 1, 1, 384)),
-    v01("latent", "fuse_fwd", "v01_row", Uses::Stream, span_tokens),
+    overlapping(v01("latent", "fuse_fwd", "v01_row", Uses::Stream, span_tokens)),
     v01("latent", "fuse_bwd", "v01_slot", Uses::Stream, |p| {
         geometry(p.cols.div_ceil(BLOCK as usize), p.batch, 1, BLOCK)
     }),
@@ -476,6 +508,7 @@ pub const REGISTRY: &[Kernel] = &[
     v01("loss", "cross_entropy_fwd", "v01_row", Uses::Real, rows),
     Kernel {
         defines: &[("SAMPLE_THREADS", 512)],
+        overlaps: true,
         ..v01("loss", "sample", "v01_row", Uses::Real, |p| geometry(p.rows, 1, 1, 512))
     },
     Kernel { fits: even_rows, ..v01("loss", "cross_entropy_bwd", "v02_vector", Uses::Real, wide_rows) },
@@ -493,6 +526,9 @@ pub const REGISTRY: &[Kernel] = &[
     }),
 ];
 
+/// Rows of a part of `column_parts`.
+pub const PART_ROWS: usize = 64;
+
 /// Blocks, and partial sums, of `sum_squares`.
 pub const SUM_BLOCKS: usize = 256;
 
@@ -508,7 +544,7 @@ const fn part_len(head_dim: usize) -> usize {
 /// Elements that the parts of `attention_decode` take together; none where one block has all keys, or one warp.
 pub fn parts_len(p: &Problem) -> usize {
     match p.keys.div_ceil(SPLIT_KEYS) {
-        splits if splits > 1 && p.rows <= 1 => p.batch * p.depth * splits * part_len(p.cols),
+        splits if splits > 1 => p.batch * p.depth * splits * part_len(p.cols),
         _ => 0,
     }
 }

@@ -4,8 +4,8 @@
 use super::registry::REGISTRY;
 use super::{Buffer, Cuda, driver};
 use crate::backend::{
-    AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Draw, Drive, LatentOps, LinearOps,
-    LossOps, Matrix, NormOps, OptimOps, Role, Rules, Spans, Storage,
+    AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Draw, Drive, EmbedOps, LatentOps,
+    LinearOps, LossOps, Matrix, NormOps, OptimOps, Role, Rules, Spans, Storage,
 };
 use crate::dims::Dims;
 use crate::error::Result;
@@ -17,9 +17,9 @@ pub struct Trial<'a> {
     pub kernel: String,
     /// The op and its sizes.
     pub case: &'a str,
-    /// Largest difference from the plainest variant's results, beside the element and the root mean square of all.
+    /// Difference from the plainest variant's results: its norm over theirs.
     pub error: f64,
-    /// Whether that is as little as its types let it.
+    /// Whether that, and the worst element's, is as little as its types let it.
     pub passes: bool,
     /// Operations of the case.
     pub flops: f64,
@@ -107,13 +107,13 @@ pub fn run(
                 if !device.kernels().took_it() {
                     continue;
                 }
-                let error = found.iter().zip(&wanted).map(|(x, y)| difference(x, y)).fold(0.0, f64::max);
+                let differences = found.iter().zip(&wanted).map(|(x, y)| Difference::of(x, y));
+                let difference = differences.fold(Difference::default(), Difference::or_worse);
                 on_trial(Trial {
                     kernel: kernel.id(),
                     case: &case.name,
-                    error,
-                    // the worst of many elements; tensor cores also round the weights of attention's softmax
-                    passes: error <= if cuda.is_bf16() { 3e-2 } else { 1e-4 },
+                    error: difference.share,
+                    passes: difference.passes(cuda.is_bf16()),
                     flops: case.flops,
                     bytes: case.bytes,
                     device,
@@ -131,12 +131,39 @@ fn results(case: &mut Case, cuda: &Cuda) -> Result<Results> {
     cuda.status().map(|()| results)
 }
 
-/// The largest difference of two elements beside the wanted one and the root mean square; infinite if one is no number.
-fn difference(found: &[f32], wanted: &[f32]) -> f64 {
-    let rms = (wanted.iter().map(|x| f64::from(x * x)).sum::<f64>() / wanted.len().max(1) as f64).sqrt();
-    let rms = rms.max(f64::MIN_POSITIVE);
-    let errors = found.iter().zip(wanted).map(|(x, y)| f64::from((x - y).abs()) / (rms + f64::from(y.abs())));
-    errors.fold(0.0, |worst, error| if error.is_nan() { f64::INFINITY } else { error.max(worst) })
+/// How far results are from those that are wanted; infinite if one is no number.
+#[derive(Clone, Copy, Default)]
+struct Difference {
+    /// Of the element that is furthest off, beside what is wanted there and the root mean square.
+    worst: f64,
+    /// Of all together: the norm of the differences over that of the wanted.
+    share: f64,
+}
+
+impl Difference {
+    fn of(found: &[f32], wanted: &[f32]) -> Self {
+        let square = |x: f64| x * x;
+        let norm = wanted.iter().map(|x| square(f64::from(*x))).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+        let rms = norm / (wanted.len().max(1) as f64).sqrt();
+        let (mut worst, mut squares) = (0.0, 0.0);
+        for (x, y) in found.iter().zip(wanted) {
+            let error = f64::from((x - y).abs());
+            let error = if error.is_nan() { f64::INFINITY } else { error };
+            worst = f64::max(worst, error / (rms + f64::from(y.abs())));
+            squares += square(error);
+        }
+        Difference { worst, share: squares.sqrt() / norm }
+    }
+
+    fn or_worse(self, other: Self) -> Self {
+        Difference { worst: self.worst.max(other.worst), share: self.share.max(other.share) }
+    }
+
+    /// Whether it is as little as the types let it: in bf16 the worst of many millions is far from the usual.
+    fn passes(self, bf16: bool) -> bool {
+        let (worst, share) = if bf16 { (1e-1, 1e-2) } else { (1e-4, 1e-5) };
+        self.worst <= worst && self.share <= share
+    }
 }
 
 /// Standard normal numbers times `scale`.
@@ -207,6 +234,13 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
     for rows in if full { vec![1, 64, 512] } else { vec![5] } {
         let sizes = if full { [12, width, 256] } else { [2, width, 16] };
         cases.push((&["chain_fwd"], Box::new(move || chain(cuda, rows, sizes))));
+    }
+    cases.push((&["gelu_bwd"], Box::new(move || gelu_backward(cuda, tokens * 4 * width))));
+    for vocab in if full { vec![21130, width] } else { vec![vocab] }.into_iter().filter(|_| cuda.is_bf16()) {
+        cases.push((&["cast"], Box::new(move || cast(cuda, if full { 4096 } else { 24 }, vocab))));
+    }
+    for distinct in if full { [vocab, 64] } else { [vocab, 5] } {
+        cases.push((&["scatter_rows_bwd"], Box::new(move || scatter(cuda, tokens, width, distinct))));
     }
     cases.push((&["adamw"], Box::new(move || adamw(cuda, if full { 1 << 26 } else { 1000 }))));
     cases
@@ -308,6 +342,55 @@ fn sampling(cuda: &Cuda, rows: usize, vocab: usize) -> Result<Case> {
             let mut tokens = vec![0; rows];
             cuda.sample(&mut tokens, &logits, (0..rows).map(draw), vocab);
             results.into_iter().for_each(|results| results.push(tokens.iter().map(|&token| token as f32).collect()));
+        }),
+    })
+}
+
+fn gelu_backward(cuda: &Cuda, len: usize) -> Result<Case> {
+    let (dy, u) = (cuda.act_from(&normal(1, len, 1.0))?, cuda.act_from(&normal(2, len, 2.0))?);
+    let mut du = cuda.act(len)?;
+    Ok(Case {
+        name: format!("gelu_bwd {len}"),
+        flops: 20.0 * len as f64,
+        bytes: 3.0 * act_bytes(cuda) * len as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.gelu_bwd(&mut du, &dy, &u, len);
+            read(cuda, results, &[(&du, len)]);
+        }),
+    })
+}
+
+/// To rows of whole 16 bytes.
+fn cast(cuda: &Cuda, rows: usize, columns: usize) -> Result<Case> {
+    let (x, stride) = (cuda.real_from(&normal(1, rows * columns, 1.0))?, columns.next_multiple_of(8));
+    let y = cuda.act(rows * stride)?;
+    Ok(Case {
+        name: format!("cast {rows}x{columns}"),
+        flops: 0.0,
+        bytes: (4.0 * columns as f64 + act_bytes(cuda) * stride as f64) * rows as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.narrow(y.first(rows * stride), x.first(rows * columns), [rows, columns], stride);
+            read(cuda, results, &[(&y, rows * stride)]);
+        }),
+    })
+}
+
+/// Gradients of tokens, of which `distinct` are different, to those of a table.
+fn scatter(cuda: &Cuda, tokens: usize, width: usize, distinct: usize) -> Result<Case> {
+    let mut dy = cuda.stream(tokens * width)?;
+    cuda.write_act(&mut dy, &normal(1, tokens * width, 1.0));
+    let ids = cuda.ids_from(&(0..tokens).map(|n| (n * n * 31 % distinct) as u32).collect::<Vec<_>>())?;
+    let (mut table, len) = (cuda.real(distinct * width)?, distinct * width);
+    Ok(Case {
+        name: format!("scatter_rows_bwd {tokens}x{width} to {distinct}"),
+        flops: (tokens * width) as f64,
+        bytes: 4.0 * (tokens + 2 * distinct.min(tokens)) as f64 * width as f64,
+        run: Box::new(move |cuda, results| {
+            if results.is_some() {
+                cuda.zero_real(&mut table, len);
+            }
+            cuda.gather_rows_bwd(&mut table, &dy, &ids, tokens, width);
+            read(cuda, results, &[(&table, len)]);
         }),
     })
 }

@@ -6,9 +6,6 @@ use crate::backend::Backend;
 use crate::dims::Dims;
 use crate::error::Result;
 
-/// Tokens whose logits are held at the same time.
-const HEAD_TOKENS: usize = 512;
-
 /// A token after which the next one is to be predicted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Target {
@@ -20,7 +17,7 @@ pub struct Target {
     pub weight: f64,
 }
 
-/// Buffers for some tokens at the head.
+/// Buffers for [`HEAD_TOKENS`](crate::backend::Storage::HEAD_TOKENS) tokens at the head.
 pub struct HeadScratch<B: Backend> {
     /// `(n, C)`
     x: B::Act,
@@ -41,7 +38,7 @@ pub struct HeadScratch<B: Backend> {
 impl<B: Backend> HeadScratch<B> {
     /// Buffers for a model of this size.
     pub fn new(backend: &B, dims: &Dims) -> Result<Self> {
-        let n = HEAD_TOKENS;
+        let n = B::HEAD_TOKENS;
         Ok(HeadScratch {
             x: backend.act(n * dims.hidden)?,
             dx: backend.act(n * dims.hidden)?,
@@ -69,7 +66,7 @@ impl<B: Backend> Model<B> {
         let (hidden, vocab) = (self.config.dims.hidden, self.config.dims.vocab);
         let HeadScratch { x, dx, logits, losses, weights, index, ids } = scratch;
         let mut all = vec![0.0; targets.len()];
-        for (targets, all) in targets.chunks(HEAD_TOKENS).zip(all.chunks_mut(HEAD_TOKENS)) {
+        for (targets, all) in targets.chunks(B::HEAD_TOKENS).zip(all.chunks_mut(B::HEAD_TOKENS)) {
             let n = targets.len();
             backend.write_ids(index, &targets.iter().map(|t| t.token).collect::<Vec<_>>());
             backend.write_ids(ids, &targets.iter().map(|t| t.id).collect::<Vec<_>>());

@@ -106,6 +106,9 @@ fn files_and_rows_belong_together() {
             assert!(text.lines().take(12).any(|line| line.starts_with(header)), "{path} does not say {header:?}");
         }
         assert!(text.lines().count() <= 600, "{path}");
+        for call in ["let_next_begin();", "wait_for_previous();"] {
+            assert_eq!(text.contains(call), kernel.overlaps, "{path}: {call}");
+        }
     }
 }
 

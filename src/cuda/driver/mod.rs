@@ -60,6 +60,8 @@ pub struct Geometry {
     pub shared: u32,
     /// All blocks run at the same time, and may wait for each other.
     pub cooperative: bool,
+    /// It may begin before the kernel in front of it is done, for which it waits by itself.
+    pub overlaps: bool,
 }
 
 /// A two-dimensional tile of memory as the tensor memory accelerator reads it (`CUtensorMap`).

@@ -10,6 +10,7 @@ use std::thread::{self, ThreadId};
 use cudarc::driver::{DriverError, result, sys};
 
 use super::{Address, Arch, Arg, Driver, Function, Geometry, Graph, TensorMap, Tiling, pointers};
+use crate::cuda::archive::Target;
 use crate::cuda::compile::Compiler;
 use crate::cuda::source::Program;
 use crate::error::{Error, Result};
@@ -53,6 +54,8 @@ fn failed(what: &str) -> impl Fn(DriverError) -> Error + '_ {
 struct Loaded {
     module: sys::CUmodule,
     function: sys::CUfunction,
+    /// It was compiled for architectures on which a kernel can wait for the one before.
+    waits: bool,
 }
 
 /// Memory of the host that the device copies by itself.
@@ -155,8 +158,10 @@ impl Nvidia {
         self.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn function(&self, function: Function) -> sys::CUfunction {
-        self.functions.read().unwrap_or_else(PoisonError::into_inner)[function.0].function
+    /// A function, and whether it waits for the kernel before if it is written to.
+    fn function(&self, function: Function) -> (sys::CUfunction, bool) {
+        let loaded = &self.functions.read().unwrap_or_else(PoisonError::into_inner)[function.0];
+        (loaded.function, loaded.waits)
     }
 }
 
@@ -278,9 +283,11 @@ impl Driver for Nvidia {
         let name = CString::new(program.name).map_err(|e| loading(&e))?;
         // SAFETY: the image is a whole cubin, or PTX with a zero behind it; the module stays loaded as long as this.
         let loaded = unsafe {
-            let module = result::module::load_data(image.as_ptr().cast()).map_err(|e| loading(&format!("{e:?}")))?;
+            let module =
+                result::module::load_data(image.bytes.as_ptr().cast()).map_err(|e| loading(&format!("{e:?}")))?;
             let function = result::module::get_function(module, name).map_err(|e| loading(&format!("{e:?}")))?;
-            Loaded { module, function }
+            let (Target::Cubin(arch) | Target::Ptx(arch)) = image.target;
+            Loaded { module, function, waits: arch.number >= 90 }
         };
         let most = {
             use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
@@ -308,12 +315,15 @@ impl Driver for Nvidia {
         let values = &mut values[..args.len()];
         let [x, y, z] = geometry.grid;
         let (grid, block) = ((x, y, z), (geometry.block, 1, 1));
-        let function = self.function(function);
+        let (function, waits) = self.function(function);
         // SAFETY: the driver copies the values at once; the rest is the caller's promise.
         let launched = unsafe {
-            match geometry.cooperative {
-                true => result::launch_cooperative_kernel(function, grid, block, geometry.shared, self.stream, values),
-                false => result::launch_kernel(function, grid, block, geometry.shared, self.stream, values),
+            match (geometry.cooperative, geometry.overlaps && waits) {
+                (true, _) => {
+                    result::launch_cooperative_kernel(function, grid, block, geometry.shared, self.stream, values)
+                }
+                (false, true) => launch_overlapping(function, geometry, self.stream, values),
+                (false, false) => result::launch_kernel(function, grid, block, geometry.shared, self.stream, values),
             }
         };
         launched.map_err(failed("launching"))
@@ -392,6 +402,36 @@ impl Driver for Nvidia {
             time.map(f64::from)
         }
     }
+}
+
+/// Launches a kernel that may begin before the one in front of it is done (programmatic dependent launch).
+///
+/// # Safety
+/// As for `cuLaunchKernel`; the kernel waits by itself before it touches what others do.
+unsafe fn launch_overlapping(
+    function: sys::CUfunction,
+    geometry: &Geometry,
+    stream: sys::CUstream,
+    values: &mut [*mut c_void],
+) -> std::result::Result<(), DriverError> {
+    let value = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
+    let [x, y, z] = geometry.grid;
+    let config = sys::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: geometry.block,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: geometry.shared,
+        hStream: stream,
+        attrs: &mut attribute,
+        numAttrs: 1,
+    };
+    // SAFETY: the driver copies configuration, attribute and values at once; the rest is the caller's promise.
+    unsafe { sys::cuLaunchKernelEx(&config, function, values.as_mut_ptr(), ptr::null_mut()) }.result()
 }
 
 /// A graph of the driver.

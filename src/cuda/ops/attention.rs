@@ -65,12 +65,16 @@ impl AttentionOps for Cuda {
     ) {
         let spans = &rows.spans;
         let problem = Problem { keys: rows.capacity, ..self.over_spans(spans, dims) };
-        let Some(parts) = self.scratch(registry::parts_len(&problem), 4) else { return };
         let (slots, past) = (first(&rows.slots, spans.rows), first(&rows.past, spans.rows));
         let sizes = [int(rows.capacity), int(dims.heads), int(dims.head_dim)];
         let (keys, values, qkv, bounds) = (whole(keys), whole(values), whole(qkv), bounds(spans));
         let [capacity, heads, head_dim] = sizes;
-        self.launch("cache_append", problem, &[keys, values, qkv, bounds, slots, past, capacity, heads, head_dim]);
+        if spans.longest > 1 {
+            self.launch("cache_append", problem, &[keys, values, qkv, bounds, slots, past, capacity, heads, head_dim]);
+            let args = [whole(y), keys, values, qkv, bounds, slots, past, capacity, heads, head_dim];
+            return self.launch("attention_cached", problem, &args);
+        }
+        let Some(parts) = self.scratch(registry::parts_len(&problem), 4) else { return };
         let (parts, counters) = (whole(&parts), whole(&self.counters));
         let args = [whole(y), keys, values, qkv, bounds, slots, past, parts, counters, capacity, heads, head_dim];
         self.launch("attention_decode", problem, &args);

@@ -24,13 +24,15 @@ impl LatentOps for Cuda {
         spans: &Spans<Cuda>,
         width: usize,
     ) {
-        let Some(g) = self.scratch(scores.len(), 4) else { return };
+        let tokens = scores.len();
+        let Some(g) = self.scratch(tokens, 4) else { return };
+        // tokens of no span
+        self.zero(&g, tokens);
         let problem = Problem::matrix(Cuda::types_of(x), spans.rows, width);
         let (dy, w) = (first(dy, spans.rows * width), first(w, width));
-        let (dx, g, x, bounds) = (whole(dx_acc), whole(&g), whole(x), bounds(spans));
-        self.launch("pool_bwd", problem, &[dx, g, dy, whole(scores), x, w, bounds, int(width)]);
-        let args = [first(dw, width), g, x, bounds, int(spans.rows), int(width)];
-        self.launch("pool_weight_bwd", problem, &args);
+        let args = [whole(dx_acc), whole(&g), dy, whole(scores), whole(x), w, bounds(spans), int(width)];
+        self.launch("pool_bwd", problem, &args);
+        self.add_columns(dw, x, Some(&g), tokens, width);
     }
 
     fn concat_fwd(&self, y: &mut Buffer, parts: &[(&Buffer, usize)], rows: usize) {

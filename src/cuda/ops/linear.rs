@@ -2,9 +2,9 @@
 
 use super::first;
 use crate::backend::LinearOps;
-use crate::cuda::driver::Address;
-use crate::cuda::registry::{Layout, Problem};
-use crate::cuda::{Buffer, Cuda, Product, Weight, int};
+use crate::cuda::driver::{Address, Arg};
+use crate::cuda::registry::{Layout, PART_ROWS, Problem, Types};
+use crate::cuda::{Buffer, Cuda, Product, Weight, int, or_null};
 
 /// The first `len` elements as an operand.
 fn operand(buffer: &Buffer, len: usize) -> (Address, bool) {
@@ -40,8 +40,7 @@ impl LinearOps for Cuda {
         self.product(Layout::Nt, [tokens, inputs, outputs], &by_x);
         let by_w = Product { accumulate: true, ..Product::plain(operand(dw, inputs * outputs), x_at, dy_at) };
         self.product(Layout::Tn, [inputs, outputs, tokens], &by_w);
-        let args = [first(db, outputs), first(dy, tokens * outputs), int(tokens), int(outputs)];
-        self.launch("column_sums", Problem::matrix(Cuda::types_of(dy), tokens, outputs), &args);
+        self.add_columns(db, dy, None, tokens, outputs);
     }
 
     fn linear_gelu_fwd(
@@ -128,6 +127,22 @@ impl Cuda {
         let narrow = self.scratch(rows * stride, 2)?;
         self.narrow(narrow.first(rows * stride), x.first(rows * cols), [rows, cols], stride);
         Some(narrow)
+    }
+
+    /// `y_j += sum_i weight_i x_ij`; without weights they are 1. Of many rows, parts are summed first.
+    pub(super) fn add_columns(&self, y: &mut Buffer, x: &Buffer, weights: Option<&Buffer>, rows: usize, cols: usize) {
+        let sum = |x: Arg, types, rows| {
+            let args = [first(y, cols), x, int(rows), int(cols)];
+            self.launch("column_sums", Problem::matrix(types, rows, cols), &args);
+        };
+        if weights.is_none() && rows <= 8 * PART_ROWS {
+            return sum(first(x, rows * cols), Cuda::types_of(x), rows);
+        }
+        let parts = rows.div_ceil(PART_ROWS);
+        let Some(sums) = self.scratch(parts * cols, 4) else { return };
+        let args = [first(&sums, parts * cols), first(x, rows * cols), or_null(weights, rows), int(rows), int(cols)];
+        self.launch("column_parts", Problem::matrix(Cuda::types_of(x), rows, cols), &args);
+        sum(first(&sums, parts * cols), Types::F32, parts);
     }
 
     /// `y = x W` with what `fused` adds.
