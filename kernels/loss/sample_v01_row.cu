@@ -172,20 +172,24 @@ KERNEL BOUNDS(SAMPLE_THREADS, 1) sample(u32* __restrict__ token, double* __restr
     }
     __syncthreads();
     float greatest = -INF;
+    int place = vocab;
+    bool number = true;
+#pragma unroll 8
     for (int v = thread; v < vocab; v += SAMPLE_THREADS) {
-        if (!(logits[v] < INF)) wrong = 1;
-        greatest = fmaxf(greatest, logits[v]);
-        row.weights[v] = logits[v];
+        const float logit = logits[v];
+        number &= logit < INF;
+        if (logit > greatest) greatest = logit, place = v;
+        if (set.mode != MODE_GREEDY) row.weights[v] = logit;
     }
+    if (!number) wrong = 1;
+    const float mine_greatest = greatest;
     greatest = block_max<SAMPLE_WARPS>(greatest, maxima);
     if (wrong || greatest == -INF) {
         if (thread == 0) token[r] = NO_TOKEN;
         return;
     }
     if (set.mode == MODE_GREEDY) {
-        for (int v = begin; v < end; v++) {
-            if (logits[v] == greatest) atomicMin(&first, v);
-        }
+        if (mine_greatest == greatest) atomicMin(&first, place);
         __syncthreads();
         if (thread == 0) token[r] = first;
         return;

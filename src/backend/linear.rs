@@ -1,9 +1,31 @@
 //! Matrix products with parameters, and what is fused behind them.
 
-use super::Storage;
+use super::{NormOps, Storage};
+
+/// A layer norm that a product fuses.
+pub struct Norm<'a, B: Storage + ?Sized> {
+    /// `(C)`
+    pub gain: &'a B::Real,
+    /// `(C)`
+    pub bias: &'a B::Real,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// `C`
+    pub width: usize,
+}
+
+/// Room for what a layer norm leaves. What it holds after an op that fuses the norm is unspecified.
+pub struct NormScratch<'a, B: Storage + ?Sized> {
+    /// `(N, C)`
+    pub y: &'a mut B::Act,
+    /// `(N)`
+    pub mean: &'a mut B::Real,
+    /// `(N)`
+    pub rstd: &'a mut B::Real,
+}
 
 /// Products with a prepared weight. Widths are the weight's own.
-pub trait LinearOps: Storage {
+pub trait LinearOps: NormOps {
     /// `y = x W + b`; `y (N, out)`, `x (N, in)`, `b (out)`.
     fn linear_fwd(&self, y: &mut Self::Act, x: &Self::Act, w: &Self::Weight, b: &Self::Real, tokens: usize);
 
@@ -45,20 +67,38 @@ pub trait LinearOps: Storage {
         tokens: usize,
     );
 
-    /// `y = residual + gelu_new(x W₁ + b₁) W₂ + b₂`, bit for bit what [`linear_gelu_fwd`](Self::linear_gelu_fwd) and
-    /// [`linear_residual_fwd`](Self::linear_residual_fwd) give; `inner (N, F)` is theirs to write between the two, and what
-    /// it holds afterwards is unspecified.
+    /// `y = norm(x) W + b`: [`layernorm_fwd`](NormOps::layernorm_fwd), then [`linear_fwd`](Self::linear_fwd).
+    fn norm_linear_fwd(
+        &self,
+        y: &mut Self::Act,
+        normed: NormScratch<'_, Self>,
+        x: &Self::Act,
+        norm: Norm<'_, Self>,
+        (w, b): (&Self::Weight, &Self::Real),
+        tokens: usize,
+    ) {
+        let NormScratch { y: x_normed, mean, rstd } = normed;
+        self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+        self.linear_fwd(y, x_normed, w, b, tokens);
+    }
+
+    /// `y = x + gelu_new(norm(x) W₁ + b₁) W₂ + b₂`: [`layernorm_fwd`](NormOps::layernorm_fwd),
+    /// [`linear_gelu_fwd`](Self::linear_gelu_fwd), [`linear_residual_fwd`](Self::linear_residual_fwd). What `inner (N, F)`,
+    /// which lies between the last two, holds afterwards is unspecified.
     fn mlp_fwd(
         &self,
         y: &mut Self::Act,
         inner: &mut Self::Act,
-        residual: &Self::Act,
+        normed: NormScratch<'_, Self>,
         x: &Self::Act,
+        norm: Norm<'_, Self>,
         [(w_1, b_1), (w_2, b_2)]: [(&Self::Weight, &Self::Real); 2],
         tokens: usize,
     ) {
-        self.linear_gelu_fwd(inner, None, x, w_1, b_1, tokens);
-        self.linear_residual_fwd(y, residual, inner, w_2, b_2, tokens);
+        let NormScratch { y: x_normed, mean, rstd } = normed;
+        self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+        self.linear_gelu_fwd(inner, None, x_normed, w_1, b_1, tokens);
+        self.linear_residual_fwd(y, x, inner, w_2, b_2, tokens);
     }
 
     /// `logits = x wteᵀ`; `logits (N, V)`, `x (N, C)`, `wte` a [`TiedTable`](super::Role::TiedTable).

@@ -204,13 +204,13 @@ fn inference(
         let job = models::encode(&*engine, len, batch, agreement)?;
         timed(scale, (format!("encode {batch}x{len}"), batch, "sentences/s"), job, on_row)?;
     }
-    let batches = match (what.works(Work::Decode), full) {
+    // sequences at the same time, and tokens of each
+    let sizes = match (what.works(Work::Decode), full) {
         (false, _) => &[][..],
-        (true, true) => &[1, 16, 32, 128],
-        (true, false) => &[1, 2],
+        (true, true) => &[(1, 64), (1, 256), (16, 64), (32, 64), (128, 64)],
+        (true, false) => &[(1, 4), (2, 4)],
     };
-    for &batch in batches {
-        let new = if full { 64 } else { 4 };
+    for &(batch, new) in sizes {
         let job = models::decode(&*engine, new, batch, agreement)?;
         timed(scale, (format!("decode {batch}x{new}"), batch * new, "tokens/s"), job, on_row)?;
     }

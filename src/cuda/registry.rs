@@ -92,6 +92,8 @@ pub enum Uses {
     Finish,
     /// Products.
     Product,
+    /// Products of activations.
+    ActProduct,
 }
 
 impl Uses {
@@ -111,6 +113,7 @@ impl Uses {
             }
             Uses::Cast => vec![Types::convert(false, bf16)],
             Uses::Finish => [false, bf16].map(Types::finish).into(),
+            Uses::ActProduct => vec![Types::product(Layout::Nn, bf16, bf16, bf16)],
             Uses::Product => {
                 let f32 = [Layout::Nn, Layout::Nt, Layout::Tn].map(|l| Types::product(l, false, false, false));
                 let bf16 = [
@@ -329,6 +332,15 @@ fn mma_tiles(p: &Problem, side: usize, splits: usize, block: u32) -> Geometry {
     Geometry { shared: 49152, ..geometry(p.cols.div_ceil(side), p.rows.div_ceil(side), splits, block) }
 }
 
+/// Blocks for few rows: 8 rows, and columns of 32 bytes or, of a transposed matrix, 8.
+fn gemv_blocks(p: &Problem) -> Geometry {
+    match (p.types.layout, p.types.b) {
+        (Layout::Nn, true) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(16), 1, BLOCK),
+        (Layout::Nn, false) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, BLOCK),
+        _ => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, 128),
+    }
+}
+
 /// Whether sums are so long, and tiles of `side` by `side` so few, that `splits` blocks should share each: all of them run
 /// at the same time, and the parts, of f32, are little beside what is read to make them.
 fn is_shared(p: &Problem, side: usize, splits: usize, at_once: usize) -> bool {
@@ -403,11 +415,11 @@ pub const REGISTRY: &[Kernel] = &[
         can: |types| types.layout != Layout::Tn && types.a == types.b,
         overlaps: true,
         instructions: &["LDG.E.128"],
-        ..v01("linear", "gemm", "v04_gemv", Uses::Product, |p| match (p.types.layout, p.types.b) {
-            (Layout::Nn, true) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(16), 1, BLOCK),
-            (Layout::Nn, false) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, BLOCK),
-            _ => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, 128),
-        })
+        ..v01("linear", "gemm", "v04_gemv", Uses::Product, gemv_blocks)
+    },
+    Kernel {
+        fits: |p| p.rows <= 16 && p.depth <= 1024 && p.depth.is_multiple_of(4),
+        ..overlapping(v01("linear", "norm_gemm", "v01_gemv", Uses::ActProduct, gemv_blocks))
     },
     Kernel {
         prefer: |p| p.depth >= 2048 && p.rows.div_ceil(256) * p.cols.div_ceil(128) >= PERSISTENT,

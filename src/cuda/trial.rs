@@ -5,7 +5,7 @@ use super::registry::REGISTRY;
 use super::{Buffer, Cuda, driver};
 use crate::backend::{
     AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Draw, Drive, EmbedOps, LatentOps,
-    LinearOps, LossOps, Matrix, NormOps, OptimOps, Role, Rules, Spans, Storage,
+    LinearOps, LossOps, Matrix, Norm, NormOps, NormScratch, OptimOps, Role, Rules, Spans, Storage,
 };
 use crate::dims::Dims;
 use crate::error::Result;
@@ -204,6 +204,10 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
             cases.push((&["gemm", "column_sums"], Box::new(move || linear_backward(cuda, rows, inputs, outputs))));
         }
     }
+    for rows in [1, if full { 16 } else { 9 }] {
+        let outputs = if full { 3 * width } else { 40 };
+        cases.push((&["norm_gemm"], Box::new(move || normed(cuda, rows, width, outputs))));
+    }
     for rows in [if full { 2048 } else { 24 }, 1] {
         cases.push((&["gemm"], Box::new(move || head(cuda, rows, width, vocab))));
     }
@@ -280,6 +284,26 @@ fn linear_backward(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> R
             cuda.zero_real(&mut dw, inputs * outputs);
             cuda.linear_bwd(&mut dx, &mut dw, &mut db, &dy, &x, &w, rows);
             read(cuda, results, &[(&dx, rows * inputs), (&dw, inputs * outputs)]);
+        }),
+    })
+}
+
+fn normed(cuda: &Cuda, rows: usize, width: usize, outputs: usize) -> Result<Case> {
+    let (mut x, data) = (cuda.stream(rows * width)?, normal(2, width * outputs, 0.05));
+    cuda.write_act(&mut x, &normal(1, rows * width, 1.0));
+    let w = cuda.weight(Matrix { data: &data, rows: width, cols: outputs }, Role::Linear)?;
+    let (gain, shift) = (cuda.real_from(&normal(3, width, 1.0))?, cuda.real(width)?);
+    let (bias, mut y) = (cuda.real_from(&normal(4, outputs, 1.0))?, cuda.act(rows * outputs)?);
+    let (mut norm_y, mut mean, mut rstd) = (cuda.act(rows * width)?, cuda.real(rows)?, cuda.real(rows)?);
+    Ok(Case {
+        name: format!("norm_linear_fwd {rows}x{width}x{outputs}"),
+        flops: 2.0 * (rows * width * outputs) as f64,
+        bytes: 4.0 * (rows * width) as f64 + act_bytes(cuda) * (width * outputs + rows * outputs) as f64,
+        run: Box::new(move |cuda, results| {
+            let normed = NormScratch { y: &mut norm_y, mean: &mut mean, rstd: &mut rstd };
+            let norm = Norm { gain: &gain, bias: &shift, epsilon: 1e-5, width };
+            cuda.norm_linear_fwd(&mut y, normed, &x, norm, (&w, &bias), rows);
+            read(cuda, results, &[(&y, rows * outputs)]);
         }),
     })
 }

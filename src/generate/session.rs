@@ -236,8 +236,19 @@ struct Session<'m, B: Backend> {
     last_hidden: B::Act,
     device_logits: B::Real,
     host_logits: Vec<f32>,
+    /// Of the last step, as the device has it.
+    layout: Layout,
     /// Of steps, by what they are made of.
     recordings: Recordings,
+}
+
+/// Where the rows of a step lie; while no row begins or ends, the same from step to step.
+#[derive(Default, PartialEq)]
+struct Layout {
+    /// Each row's first token in the step, and the one behind its last.
+    bounds: Vec<(usize, usize)>,
+    /// Each row's slot in the cache.
+    slots: Vec<u32>,
 }
 
 impl<'m, B: Backend> Session<'m, B> {
@@ -269,6 +280,7 @@ impl<'m, B: Backend> Session<'m, B> {
             last_hidden: backend.act(slots * dims.hidden)?,
             device_logits: backend.real(slots * dims.vocab)?,
             host_logits: Vec::new(),
+            layout: Layout::default(),
             recordings: Recordings::default(),
         })
     }
@@ -318,11 +330,15 @@ impl<'m, B: Backend> Session<'m, B> {
         }
         let each = |value: &dyn Fn(&Running) -> usize| running.iter().map(|run| value(run) as u32).collect::<Vec<_>>();
         self.tokens.set(backend, &ids, &positions);
-        self.rows.spans.set(backend, &bounds);
-        backend.write_ids(&mut self.rows.slots, &each(&|run| run.slot));
         backend.write_ids(&mut self.rows.past, &each(&|run| run.cached));
-        let last: Vec<u32> = bounds.iter().map(|(_, end)| *end as u32 - 1).collect();
-        backend.write_ids(&mut self.last, &last);
+        let layout = Layout { bounds, slots: each(&|run| run.slot) };
+        if layout != self.layout {
+            self.rows.spans.set(backend, &layout.bounds);
+            backend.write_ids(&mut self.rows.slots, &layout.slots);
+            let last: Vec<u32> = layout.bounds.iter().map(|(_, end)| *end as u32 - 1).collect();
+            backend.write_ids(&mut self.last, &last);
+            self.layout = layout;
+        }
 
         let Session { model, acts, cache, tokens, rows, fusion, last, last_hidden, device_logits, recordings, .. } =
             self;

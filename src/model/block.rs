@@ -5,7 +5,7 @@ use super::acts::BlockActs;
 use super::cache::LayerCache;
 use super::dropout::{Dropout, Site};
 use super::params::{Block, Linear};
-use crate::backend::{AttentionDims, Backend, CacheRows, Spans, Storage};
+use crate::backend::{AttentionDims, Backend, CacheRows, Norm, NormScratch, Spans, Storage};
 use crate::dims::Dims;
 use crate::error::Result;
 use crate::rng::Mask;
@@ -106,9 +106,16 @@ impl<B: Backend> Model<B> {
         let (backend, width, dims) = (&self.backend, self.config.dims.hidden, self.attention_dims());
         let Place { params, layer, dropout } = *place;
         let (norm, epsilon) = (&params.ln_1, self.config.epsilon);
-        let BlockActs { norm_1, mean_1, rstd_1, qkv, lse, attended, mid, .. } = acts;
-        backend.layernorm_fwd(norm_1, mean_1, rstd_1, h, &norm.gain, &norm.bias, epsilon, tokens, width);
-        backend.linear_fwd(qkv, norm_1, &params.qkv.weight, &params.qkv.bias, tokens);
+        let BlockActs { norm_1, mean_1, rstd_1, qkv, lse, attended, mid, inner_in, .. } = acts;
+        let (weight, bias) = (&params.qkv.weight, &params.qkv.bias);
+        if inner_in.is_none() {
+            let normed = NormScratch { y: norm_1, mean: mean_1, rstd: rstd_1 };
+            let norm = Norm { gain: &norm.gain, bias: &norm.bias, epsilon, width };
+            backend.norm_linear_fwd(qkv, normed, h, norm, (weight, bias), tokens);
+        } else {
+            backend.layernorm_fwd(norm_1, mean_1, rstd_1, h, &norm.gain, &norm.bias, epsilon, tokens, width);
+            backend.linear_fwd(qkv, norm_1, weight, bias, tokens);
+        }
         match attend {
             Attend::Spans(spans) => {
                 backend.attention_fwd(attended, lse, qkv, dropout.block(layer, Site::Attention), spans, dims);
@@ -149,12 +156,14 @@ impl<B: Backend> Model<B> {
         let Place { params, layer, dropout } = *place;
         let (norm, epsilon) = (&params.ln_2, self.config.epsilon);
         let BlockActs { mid, norm_2, mean_2, rstd_2, inner_in, inner, .. } = acts;
-        backend.layernorm_fwd(norm_2, mean_2, rstd_2, mid, &norm.gain, &norm.bias, epsilon, tokens, width);
         let (fc, proj, mask) = (&params.fc, &params.mlp_proj, dropout.block(layer, Site::Mlp));
         if inner_in.is_none() && mask.is_none() {
+            let normed = NormScratch { y: norm_2, mean: mean_2, rstd: rstd_2 };
+            let norm = Norm { gain: &norm.gain, bias: &norm.bias, epsilon, width };
             let both = [(&fc.weight, &fc.bias), (&proj.weight, &proj.bias)];
-            return backend.mlp_fwd(out, inner, mid, norm_2, both, tokens);
+            return backend.mlp_fwd(out, inner, normed, mid, norm, both, tokens);
         }
+        backend.layernorm_fwd(norm_2, mean_2, rstd_2, mid, &norm.gain, &norm.bias, epsilon, tokens, width);
         backend.linear_gelu_fwd(inner, inner_in.as_mut(), norm_2, &fc.weight, &fc.bias, tokens);
         self.add_projection(out, mid, inner, proj, mask, tokens);
     }

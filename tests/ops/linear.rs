@@ -1,6 +1,6 @@
 //! Matrix products with every epilogue.
 
-use della::backend::{Backend, LinearOps, Matrix, Role, Storage};
+use della::backend::{Backend, LinearOps, Matrix, Norm, NormScratch, Role, Storage};
 use della::cpu::Buffer;
 use della::dtype::Dtype;
 
@@ -153,6 +153,48 @@ fn gelu_keeps_what_its_backward_pass_needs() {
             let plain = run(&|y| cpu.linear_fwd(y, &x, &w, &bias, rows));
             assert_same_bits("u", &read_act(&cpu, &u, rows * outputs), &plain);
         }
+    }
+}
+
+/// Products behind a layer norm, which a device may fuse.
+struct NormedProducts {
+    rows: usize,
+    width: usize,
+    inner: usize,
+}
+
+impl Op for NormedProducts {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
+        let NormedProducts { rows, width, inner } = *self;
+        let len = rows * width;
+        let mut x = b.stream(len).unwrap();
+        b.write_act(&mut x, &normal(1, len));
+        let (gain, shift) = (real(b, &normal(2, width)), real(b, &normal(3, width)));
+        let weight = |seed, rows: usize, cols| {
+            let data: Vec<f32> = normal(seed, rows * cols).iter().map(|w| w / (rows as f32).sqrt()).collect();
+            b.weight(Matrix { data: &data, rows, cols }, Role::Linear).unwrap()
+        };
+        let (w_1, w_2) = (weight(4, width, inner), weight(5, inner, width));
+        let (b_1, b_2) = (real(b, &normal(6, inner)), real(b, &normal(7, width)));
+        let norm = || Norm { gain: &gain, bias: &shift, epsilon: 1e-5, width };
+        let (mut y, mut mean, mut rstd) = (stale_act(b, len), stale(b, rows), stale(b, rows));
+        let (mut linear, mut hidden, mut mlp) =
+            (stale_act(b, rows * inner), stale_act(b, rows * inner), b.stream(len).unwrap());
+        let scratch = NormScratch { y: &mut y, mean: &mut mean, rstd: &mut rstd };
+        b.norm_linear_fwd(&mut linear, scratch, &x, norm(), (&w_1, &b_1), rows);
+        let scratch = NormScratch { y: &mut y, mean: &mut mean, rstd: &mut rstd };
+        b.mlp_fwd(&mut mlp, &mut hidden, scratch, &x, norm(), [(&w_1, &b_1), (&w_2, &b_2)], rows);
+        vec![("linear", read_act(b, &linear, rows * inner)), ("mlp", read_act(b, &mlp, len))]
+    }
+}
+
+#[test]
+fn products_behind_a_norm() {
+    let mut all = products(Dtype::F32);
+    all.extend(machines());
+    for (rows, width, inner) in [(1, 64, 48), (3, 96, 70), (8, 128, 64), (13, 130, 40), (16, 768, 24), (17, 64, 96)] {
+        let op = NormedProducts { rows, width, inner };
+        check(&format!("{rows}x{width}x{inner}"), &op, Tolerance::sum(4 * (width + inner)), &all);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Matrix products with parameters: the chosen [`Gemm`](crate::cpu::gemm::Gemm) with the epilogue of the op.
 
 use super::GRAIN;
-use crate::backend::LinearOps;
+use crate::backend::{LinearOps, Norm, NormOps, NormScratch};
 use crate::cpu::gemm::{Epilogue, Mlp, Weight};
 use crate::cpu::simd::{Kernel, Simd, gelu, gelu_slope};
 use crate::cpu::{Buffer, Cpu};
@@ -68,15 +68,18 @@ impl LinearOps for Cpu {
         &self,
         y: &mut Buffer<f32>,
         inner: &mut Buffer<f32>,
-        residual: &Buffer<f32>,
+        normed: NormScratch<'_, Cpu>,
         x: &Buffer<f32>,
+        norm: Norm<'_, Cpu>,
         [(w_1, b_1), (w_2, b_2)]: [(&Weight, &Buffer<f32>); 2],
         tokens: usize,
     ) {
-        let mlp = Mlp { first: w_1, bias: b_1, second: w_2, epilogue: Epilogue::BiasResidual(b_2, residual) };
-        if !self.gemm.multiply_twice(&self.pool, y, x, mlp, tokens) {
-            self.linear_gelu_fwd(inner, None, x, w_1, b_1, tokens);
-            self.linear_residual_fwd(y, residual, inner, w_2, b_2, tokens);
+        let NormScratch { y: x_normed, mean, rstd } = normed;
+        self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+        let mlp = Mlp { first: w_1, bias: b_1, second: w_2, epilogue: Epilogue::BiasResidual(b_2, x) };
+        if !self.gemm.multiply_twice(&self.pool, y, x_normed, mlp, tokens) {
+            self.linear_gelu_fwd(inner, None, x_normed, w_1, b_1, tokens);
+            self.linear_residual_fwd(y, x, inner, w_2, b_2, tokens);
         }
     }
 

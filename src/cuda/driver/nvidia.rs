@@ -63,7 +63,37 @@ struct Pinned {
     base: *mut u8,
     /// Recorded behind the last copy from each slot.
     events: Vec<sys::CUevent>,
-    next: usize,
+    /// The slot that is being filled, and its bytes that were.
+    slot: usize,
+    filled: usize,
+}
+
+impl Pinned {
+    /// Room for `bytes`, at most a slot: in the slot that is being filled, or in the next, once the copies from it are done.
+    ///
+    /// # Safety
+    /// The context is current; `stream` is the one that copies.
+    unsafe fn room(&mut self, bytes: usize, stream: sys::CUstream) -> std::result::Result<*mut u8, DriverError> {
+        if self.filled + bytes > SLOT {
+            // SAFETY: events and stream are the context's.
+            unsafe {
+                result::event::record(self.events[self.slot], stream)?;
+                self.slot = (self.slot + 1) % SLOTS;
+                result::event::synchronize(self.events[self.slot])?;
+            }
+            self.filled = 0;
+        }
+        let at = self.slot * SLOT + self.filled;
+        self.filled = (self.filled + bytes).next_multiple_of(64);
+        // SAFETY: within the slots.
+        Ok(unsafe { self.base.add(at) })
+    }
+
+    /// Where a slot's worth of bytes comes back from the device.
+    fn answer(&self) -> *mut u8 {
+        // SAFETY: one slot more was allocated.
+        unsafe { self.base.add(SLOT * SLOTS) }
+    }
 }
 
 /// A GPU.
@@ -130,7 +160,7 @@ impl Nvidia {
         unsafe { result::ctx::set_current(context) }.map_err(&opening)?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(&opening)?;
         // SAFETY: the context is current; freed when this is dropped.
-        let base = unsafe { result::malloc_host(SLOT * SLOTS, 0) }.map_err(&opening)?;
+        let base = unsafe { result::malloc_host(SLOT * (SLOTS + 1), 0) }.map_err(&opening)?;
         let events = (0..SLOTS).map(|_| result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING));
         let events = events.collect::<Result<_, _>>().map_err(&opening)?;
         Ok(Nvidia {
@@ -142,7 +172,7 @@ impl Nvidia {
             name,
             compiler: Compiler::new()?,
             functions: RwLock::default(),
-            pinned: Mutex::new(Pinned { base: base.cast(), events, next: 0 }),
+            pinned: Mutex::new(Pinned { base: base.cast(), events, slot: 0, filled: 0 }),
             turns: Arc::default(),
         })
     }
@@ -225,17 +255,12 @@ impl Driver for Nvidia {
         let copying = failed("copying to the device");
         let mut pinned = self.pinned();
         for (i, chunk) in src.chunks(SLOT).enumerate() {
-            let slot = pinned.next;
-            pinned.next = (slot + 1) % SLOTS;
-            let event = pinned.events[slot];
-            // SAFETY: the slot is free once the copy that used it last is done; it holds `SLOT` bytes; the destination has
-            // room by the caller's promise.
+            // SAFETY: there is room for the chunk, which nothing else uses; the destination has room by the caller's promise.
             unsafe {
-                result::event::synchronize(event).map_err(&copying)?;
-                let staged = std::slice::from_raw_parts_mut(pinned.base.add(slot * SLOT), chunk.len());
+                let room = pinned.room(chunk.len(), self.stream).map_err(&copying)?;
+                let staged = std::slice::from_raw_parts_mut(room, chunk.len());
                 staged.copy_from_slice(chunk);
                 result::memcpy_htod_async(dst + (i * SLOT) as u64, staged, self.stream).map_err(&copying)?;
-                result::event::record(event, self.stream).map_err(&copying)?;
             }
         }
         Ok(())
@@ -245,13 +270,17 @@ impl Driver for Nvidia {
         let _turn = self.bind()?;
         let copying = failed("copying from the device");
         let pinned = self.pinned();
-        for (i, part) in dst.chunks_mut(SLOT * SLOTS).enumerate() {
-            // SAFETY: the mutex keeps other copies away, and those before are done once the stream is; the source has the
-            // bytes by the caller's promise.
+        // what is little need not wait for the copies to the device
+        let (room, most) = if dst.len() <= SLOT { (pinned.answer(), SLOT) } else { (pinned.base, SLOT * SLOTS) };
+        for (i, part) in dst.chunks_mut(most).enumerate() {
+            // SAFETY: the mutex keeps other copies away, and those before, of which these take the slots, are done once the
+            // stream is; the source has the bytes by the caller's promise.
             unsafe {
-                result::stream::synchronize(self.stream).map_err(&copying)?;
-                let staged = std::slice::from_raw_parts_mut(pinned.base, part.len());
-                let from = src + (i * SLOT * SLOTS) as u64;
+                if most > SLOT {
+                    result::stream::synchronize(self.stream).map_err(&copying)?;
+                }
+                let staged = std::slice::from_raw_parts_mut(room, part.len());
+                let from = src + (i * most) as u64;
                 result::memcpy_dtoh_async(staged, from, self.stream).map_err(&copying)?;
                 result::stream::synchronize(self.stream).map_err(&copying)?;
                 part.copy_from_slice(staged);

@@ -1,7 +1,7 @@
 //! Matrix products with parameters.
 
 use super::first;
-use crate::backend::LinearOps;
+use crate::backend::{LinearOps, Norm, NormOps, NormScratch};
 use crate::cuda::driver::{Address, Arg};
 use crate::cuda::registry::{Layout, PART_ROWS, Problem, Types};
 use crate::cuda::{Buffer, Cuda, Product, Weight, int, or_null};
@@ -70,6 +70,40 @@ impl LinearOps for Cuda {
         tokens: usize,
     ) {
         self.linear(y, x, w, tokens, |product| Product { bias: Some(b), residual: Some(residual), ..product });
+    }
+
+    fn norm_linear_fwd(
+        &self,
+        y: &mut Buffer,
+        normed: NormScratch<'_, Cuda>,
+        x: &Buffer,
+        norm: Norm<'_, Cuda>,
+        (w, b): (&Weight, &Buffer),
+        tokens: usize,
+    ) {
+        if !self.norm_product(y, x, &norm, (w, b), false, tokens) {
+            let NormScratch { y: x_normed, mean, rstd } = normed;
+            self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+            self.linear_fwd(y, x_normed, w, b, tokens);
+        }
+    }
+
+    fn mlp_fwd(
+        &self,
+        y: &mut Buffer,
+        inner: &mut Buffer,
+        normed: NormScratch<'_, Cuda>,
+        x: &Buffer,
+        norm: Norm<'_, Cuda>,
+        [(w_1, b_1), (w_2, b_2)]: [(&Weight, &Buffer); 2],
+        tokens: usize,
+    ) {
+        if !self.norm_product(inner, x, &norm, (w_1, b_1), true, tokens) {
+            let NormScratch { y: x_normed, mean, rstd } = normed;
+            self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+            self.linear_gelu_fwd(inner, None, x_normed, w_1, b_1, tokens);
+        }
+        self.linear_residual_fwd(y, x, inner, w_2, b_2, tokens);
     }
 
     fn head_fwd(&self, logits: &mut Buffer, x: &Buffer, wte: &Weight, tokens: usize) {
@@ -143,6 +177,37 @@ impl Cuda {
         let args = [first(&sums, parts * cols), first(x, rows * cols), or_null(weights, rows), int(rows), int(cols)];
         self.launch("column_parts", Problem::matrix(Cuda::types_of(x), rows, cols), &args);
         sum(first(&sums, parts * cols), Types::F32, parts);
+    }
+
+    /// `y = norm(x) W + b`, with gelu if wanted, by one kernel; false if none is for so many rows, or rows so long.
+    fn norm_product(
+        &self,
+        y: &mut Buffer,
+        x: &Buffer,
+        norm: &Norm<'_, Cuda>,
+        (w, b): (&Weight, &Buffer),
+        gelu: bool,
+        tokens: usize,
+    ) -> bool {
+        let (inputs, outputs, bf16) = (w.rows, w.cols, self.is_bf16());
+        let types = Types::product(Layout::Nn, bf16, bf16, bf16);
+        let problem = Problem { depth: inputs, ..Problem::matrix(types, tokens, outputs) };
+        let Ok(choice) = self.kernels.choose("norm_gemm", &problem) else { return false };
+        let args = [
+            first(y, tokens * outputs),
+            first(x, tokens * inputs),
+            first(norm.gain, inputs),
+            first(norm.bias, inputs),
+            Arg::Float(norm.epsilon),
+            first(&w.buffer, inputs * outputs),
+            first(b, outputs),
+            Arg::Int(gelu.into()),
+            int(tokens),
+            int(outputs),
+            int(inputs),
+        ];
+        self.attempt(|| self.kernels.run(self.driver.as_ref(), &choice, &args));
+        true
     }
 
     /// `y = x W` with what `fused` adds.
