@@ -13,38 +13,51 @@ check() { # name, command: its output goes to a file, its status to the summary
   local name=$1
   shift
   local start=$SECONDS
-  if "$@" >"$output/$name.txt" 2>&1; then state=ok; else state="FAILED"; failed=1; fi
+  local state=ok
+  "$@" >"$output/$name.txt" 2>&1 || state=FAILED
   printf '%-28s %s in %d s\n' "$name" "$state" $((SECONDS - start)) | tee -a "$output/summary.txt"
+  [ $state = ok ] || { failed=1; return 1; }
+}
+
+aside() { # as check, in the background: what is not timed
+  check "$@" &
+  checks+=($!)
 }
 
 check doctor "$della" doctor
 nvidia-smi >"$output/nvidia-smi.txt" 2>&1 || true
+check gpu-bf16 "$della" gpu --dtype bf16 -o "$output/gpu-bf16.json"
+torch=no
+if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+  torch=yes
+  check pytorch python3 "$here/torch_della.py" --modes eager --out "$output/pytorch.json"
+else
+  echo "PyTorch with CUDA is not here: skipped" | tee -a "$output/summary.txt"
+fi
 
-# one tensor of wgmma decides whether the descriptors are right: the kernels come first
-check kernels-bf16 "$della" gpu --dtype bf16 -o "$output/gpu-bf16.json"
-check kernels-f32 "$della" gpu --dtype f32 -o "$output/gpu-f32.json"
-
+checks=()
 for model in vae cvae greedy_vae greedy_cvae train; do
-  check "verify-$model-f32" "$della" verify "$cases/$model" "$cases/$model"/case_*.safetensors --device cuda:0 --dtype f32
+  aside "verify-$model-f32" "$della" verify "$cases/$model" "$cases/$model"/case_*.safetensors --device cuda:0 --dtype f32
 done
 for model in vae cvae; do
-  check "verify-$model-bf16" "$della" verify "$cases/$model" "$cases/$model"/case_*.safetensors --device cuda:0 --dtype bf16
+  aside "verify-$model-bf16" "$della" verify "$cases/$model" "$cases/$model"/case_*.safetensors --device cuda:0 --dtype bf16
 done
-
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck initcheck synccheck; do
     for dtype in f32 bf16; do
-      check "$tool-$dtype" timeout 60 compute-sanitizer --tool $tool --error-exitcode 1 \
+      aside "$tool-$dtype" timeout 120 compute-sanitizer --tool $tool --error-exitcode 1 \
         "$della" verify "$cases/vae" "$cases/vae/case_single.safetensors" --device cuda:0 --dtype $dtype
     done
   done
 else
   echo "compute-sanitizer is not here: skipped" | tee -a "$output/summary.txt"
 fi
+for pid in "${checks[@]}"; do
+  wait "$pid" || failed=1
+done
 
-if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-  check pytorch python3 "$here/torch_della.py" --device cuda --out "$output/pytorch.json"
-else
-  echo "PyTorch with CUDA is not here: skipped" | tee -a "$output/summary.txt"
+check gpu-f32 "$della" gpu --dtype f32 -o "$output/gpu-f32.json"
+if [ $torch = yes ]; then
+  check pytorch-compiled timeout 180 python3 "$here/torch_della.py" --modes compiled --out "$output/pytorch-compiled.json"
 fi
 exit $failed

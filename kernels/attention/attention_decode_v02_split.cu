@@ -45,12 +45,11 @@ DEVICE float combined(const float* parts, int blocks, int head_dim, int d) {
 }
 
 KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, act* values,
-                                              const act* __restrict__ qkv,
+                                              const act* qkv,
                                               const u32* __restrict__ bounds, const u32* __restrict__ slots,
                                               const u32* __restrict__ past, float* parts, u32* counters, int capacity,
                                               int heads, int head_dim) {
     let_next_begin();
-    wait_for_previous();
     const int thread = threadIdx.x, block = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
     const int n = bounds[2 * row], count = (int)past[row] + 1, blocks = (count + SPLIT_KEYS - 1) / SPLIT_KEYS;
     if (n == (int)bounds[2 * row + 1] || block >= blocks) return;  // the whole block
@@ -61,6 +60,7 @@ KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, ac
     values += cached;
     __shared__ float q[HEAD_DIM], weights[SPLIT_KEYS], sums[8 * SPLIT_KEYS], reduced[SPLIT_WARPS];
     __shared__ u32 before;
+    wait_for_previous();
 
     const act* query = qkv + (size_t)n * 3 * width + head * head_dim;
     const float scale = score_scale(head_dim);

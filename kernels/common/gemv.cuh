@@ -1,9 +1,9 @@
-// Products of few rows: b passes through registers once, in 16-byte loads, and meets 8 rows of a at a time.
+// Products of few rows: b passes through registers once, in 16-byte loads, and meets MOST_ROWS rows of a at a time.
 #pragma once
 #include "product.cuh"
 
 #define CHUNK (16 / (int)sizeof(B))  // values of b in 16 bytes
-#define MOST_ROWS 8
+#define MOST_ROWS (LAYOUT == 0 && CHUNK == 8 ? 4 : 8)  // of a block; more would not fit into its registers
 #if LAYOUT == 1
 #define THREADS 128
 #define WARP_COLUMNS 2
@@ -13,8 +13,12 @@
 #define COLUMNS (2 * CHUNK)  // two threads side by side: a sector of 32 bytes
 #endif
 // Chunks of a thread under way together.
-#define AHEAD (!ALIGNED ? 1 : ROWS == 1 && LAYOUT == 0 ? 8 : ROWS < MOST_ROWS ? 4 : 3)
-#define RESIDENT (sizeof(A) > sizeof(B) ? 256 : 512)  // threads at once on a multiprocessor
+#if LAYOUT == 1
+#define AHEAD (!ALIGNED ? 1 : ROWS < MOST_ROWS ? 3 : 2)
+#else
+#define AHEAD (!ALIGNED ? 1 : ROWS == 1 ? 8 : 4)
+#endif
+#define RESIDENT (LAYOUT == 1 ? 384 : 512)  // threads at once on a multiprocessor
 
 // The order of every sum is given by k alone: a row comes out the same however many others there are.
 
@@ -72,11 +76,12 @@ DEVICE void unpack(float (&x)[CHUNK], const Raw& raw) {
 
 #if LAYOUT == 1
 
-template <int ROWS, bool ALIGNED>
+template <int ROWS, bool ALIGNED, class Ready>
 DEVICE void add_up(float (&sums)[ROWS][WARP_COLUMNS], const A* a, const B* b, int first_row, int first_column, int m,
-                   int n, int k, int a_stride) {
-    for (int depth = (int)threadIdx.x % 32 * CHUNK; depth < k; depth += AHEAD * 32 * CHUNK) {
-        Raw raw[AHEAD][WARP_COLUMNS];
+                   int n, int k, int a_stride, Ready ready) {
+    int depth = (int)threadIdx.x % 32 * CHUNK;
+    Raw raw[AHEAD][WARP_COLUMNS];
+    auto load = [&] {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
 #pragma unroll
@@ -85,6 +90,10 @@ DEVICE void add_up(float (&sums)[ROWS][WARP_COLUMNS], const A* a, const B* b, in
                 raw[i][c] = load_raw<ALIGNED>(b + (size_t)column * k, depth + i * 32 * CHUNK, k);
             }
         }
+    };
+    load();
+    ready();
+    while (depth < k) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             float b_part[WARP_COLUMNS][CHUNK];
@@ -102,19 +111,28 @@ DEVICE void add_up(float (&sums)[ROWS][WARP_COLUMNS], const A* a, const B* b, in
                 }
             }
         }
+        depth += AHEAD * 32 * CHUNK;
+        if (depth < k) load();
     }
 }
 
 // A warp computes WARP_COLUMNS columns, its lanes share k.
-template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k,
-                                int a_stride) {
+template <int ROWS, class Ready>
+DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k, int a_stride, Ready ready) {
     const int lane = (int)threadIdx.x % 32;
     const int first_column = ((int)blockIdx.y * (THREADS / 32) + (int)threadIdx.x / 32) * WARP_COLUMNS;
-    float sums[ROWS][WARP_COLUMNS] = {};
+    const int row = first_row + lane / WARP_COLUMNS, column = first_column + lane % WARP_COLUMNS;
+    const bool finishes = lane < ROWS * WARP_COLUMNS;
+    const float bias = finishes ? bias_of(f, row, column) : 0.0f;
+    float added = 0.0f, sums[ROWS][WARP_COLUMNS] = {};
+    auto begin = [&] {
+        ready();
+        if (finishes) added = added_to(f, row, column);
+    };
     if (rows_aligned(a, a_stride) && rows_aligned(b, k)) {
-        add_up<ROWS, true>(sums, a, b, first_row, first_column, f.m, f.n, k, a_stride);
+        add_up<ROWS, true>(sums, a, b, first_row, first_column, f.m, f.n, k, a_stride, begin);
     } else {
-        add_up<ROWS, false>(sums, a, b, first_row, first_column, f.m, f.n, k, a_stride);
+        add_up<ROWS, false>(sums, a, b, first_row, first_column, f.m, f.n, k, a_stride, begin);
     }
     float mine = 0.0f;
 #pragma unroll
@@ -125,9 +143,7 @@ template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b
             if (lane == r * WARP_COLUMNS + c) mine = sum;
         }
     }
-    if (lane < ROWS * WARP_COLUMNS) {
-        finish_value(f, first_row + lane / WARP_COLUMNS, first_column + lane % WARP_COLUMNS, mine);
-    }
+    if (finishes) finish_value(f, row, column, mine, bias, added);
 }
 
 #else
@@ -157,62 +173,80 @@ template <int N> DEVICE int reduce_scatter(float (&v)[N]) {
     return first;
 }
 
-template <int ROWS, bool ALIGNED>
+template <int ROWS, bool ALIGNED, class Ready>
 DEVICE void add_up(float (&sums)[ROWS * CHUNK], const A* a, const B* b, int first_row, int first_column, int m, int n,
-                   int k, int a_stride) {
-    for (int first = (int)threadIdx.x / 2; first < k; first += AHEAD * (THREADS / 2)) {
-        Raw raw[AHEAD];
+                   int k, int a_stride, Ready ready) {
+    int first = (int)threadIdx.x / 2;
+    Raw raw[AHEAD];
+    auto load = [&] {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const int depth = first + i * (THREADS / 2);
             raw[i] = load_raw<ALIGNED>(b + (size_t)depth * n, first_column, depth < k ? n : 0);
         }
+    };
+    load();
+    ready();
+    while (first < k) {
+        auto value = [&](int i, int r) {
+            const int depth = first + i * (THREADS / 2), row = first_row + r < m ? first_row + r : m - 1;
+            return depth < k ? to_float(a[(size_t)row * a_stride + depth]) : 0.0f;
+        };
+        float values[AHEAD];  // of a single row all are under way together
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) values[i] = ROWS == 1 ? value(i, 0) : 0.0f;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int depth = first + i * (THREADS / 2);
             float b_part[CHUNK];
             unpack(b_part, raw[i]);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                const int row = first_row + r < m ? first_row + r : m - 1;
-                const float value = depth < k ? to_float(a[(size_t)row * a_stride + depth]) : 0.0f;
+                const float here = ROWS == 1 ? values[i] : value(i, r);
 #pragma unroll
-                for (int e = 0; e < CHUNK; e++) sums[r * CHUNK + e] = fmaf(value, b_part[e], sums[r * CHUNK + e]);
+                for (int e = 0; e < CHUNK; e++) sums[r * CHUNK + e] = fmaf(here, b_part[e], sums[r * CHUNK + e]);
             }
         }
+        first += AHEAD * (THREADS / 2);
+        if (first < k) load();
     }
 }
 
 // A block computes COLUMNS columns, its pairs of threads share k.
-template <int ROWS> DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k,
-                                int a_stride) {
+template <int ROWS, class Ready>
+DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int k, int a_stride, Ready ready) {
     __shared__ float parts[THREADS / 32][2][MOST_ROWS * CHUNK];
     const int thread = threadIdx.x, side = thread % 2, first_column = (int)blockIdx.y * COLUMNS;
-    float sums[ROWS * CHUNK] = {};
+    const int inside = thread % COLUMNS, row = first_row + thread / COLUMNS, column = first_column + inside;
+    const bool finishes = thread < ROWS * COLUMNS;
+    const float bias = finishes ? bias_of(f, row, column) : 0.0f;
+    float added = 0.0f, sums[ROWS * CHUNK] = {};
+    auto begin = [&] {
+        ready();
+        if (finishes) added = added_to(f, row, column);
+    };
     if (rows_aligned(b, f.n)) {
-        add_up<ROWS, true>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k, a_stride);
+        add_up<ROWS, true>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k, a_stride, begin);
     } else {
-        add_up<ROWS, false>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k, a_stride);
+        add_up<ROWS, false>(sums, a, b, first_row, first_column + side * CHUNK, f.m, f.n, k, a_stride, begin);
     }
     constexpr int HELD = ROWS * CHUNK < 16 ? 1 : ROWS * CHUNK / 16;
     const int first = reduce_scatter(sums);
 #pragma unroll
     for (int i = 0; i < HELD; i++) parts[thread / 32][side][first + i] = sums[i];
     __syncthreads();
-    if (thread >= ROWS * COLUMNS) return;
-    const int row = thread / COLUMNS, column = thread % COLUMNS;
+    if (!finishes) return;
+    const int place = thread / COLUMNS * CHUNK + inside % CHUNK;
     float sum = 0.0f;
-    for (int warp = 0; warp < THREADS / 32; warp++) sum += parts[warp][column / CHUNK][row * CHUNK + column % CHUNK];
-    finish_value(f, first_row + row, first_column + column, sum);
+    for (int warp = 0; warp < THREADS / 32; warp++) sum += parts[warp][inside / CHUNK][place];
+    finish_value(f, row, column, sum, bias, added);
 }
 
 #endif
 
 // Has the L2 cache fetch what this block reads of b, while the kernel before is still busy.
-DEVICE void fetch_ahead(const B* b, const float* bias, int n, int k) {
+DEVICE void fetch_ahead(const B* b, int n, int k) {
     const int first_column = (int)blockIdx.y * COLUMNS, sector = 32 / (int)sizeof(B);
     const int columns = n - first_column < COLUMNS ? n - first_column : COLUMNS;
-    if (bias && (int)threadIdx.x * 8 < columns) prefetch_l2(bias + first_column + threadIdx.x * 8);
 #if LAYOUT == 1
     b += (size_t)first_column * k;
     for (int i = threadIdx.x * sector; i < columns * k; i += THREADS * sector) prefetch_l2(b + i);
@@ -221,16 +255,19 @@ DEVICE void fetch_ahead(const B* b, const float* bias, int n, int k) {
 #endif
 }
 
-// Multiplies the rows of a from `first_row` on, at most MOST_ROWS.
-DEVICE void multiply_few(const Finish& f, const A* a, const B* b, int first_row, int k, int a_stride) {
+// Multiplies the rows of a from `first_row` on, at most MOST_ROWS. `ready` waits for a; what is first needed of b, the
+// parameter, is asked for before.
+template <class Ready>
+DEVICE void multiply_few(const Finish& f, const A* a, const B* b, int first_row, int k, int a_stride, Ready ready) {
     const int rows = f.m - first_row;
+    fetch_ahead(b, f.n, k);
     if (rows == 1) {
-        multiply<1>(f, a, b, first_row, k, a_stride);
+        multiply<1>(f, a, b, first_row, k, a_stride, ready);
     } else if (rows == 2) {
-        multiply<2>(f, a, b, first_row, k, a_stride);
-    } else if (rows <= 4) {
-        multiply<4>(f, a, b, first_row, k, a_stride);
+        multiply<2>(f, a, b, first_row, k, a_stride, ready);
+    } else if (MOST_ROWS == 4 || rows <= 4) {
+        multiply<4>(f, a, b, first_row, k, a_stride, ready);
     } else {
-        multiply<MOST_ROWS>(f, a, b, first_row, k, a_stride);
+        multiply<MOST_ROWS>(f, a, b, first_row, k, a_stride, ready);
     }
 }

@@ -85,15 +85,31 @@ DEVICE Finish make_finish(Out* y, const float* bias, const act* residual, act* u
     return {y, bias, residual, u, gelu, accumulate, m, n, in_fours};
 }
 
-DEVICE void finish_value(const Finish& f, int row, int column, float value) {
-    if (row >= f.m || column >= f.n) return;
+DEVICE bool is_inside(const Finish& f, int row, int column) { return row < f.m && column < f.n; }
+
+// The bias of a value.
+DEVICE float bias_of(const Finish& f, int row, int column) {
+    return f.bias && is_inside(f, row, column) ? f.bias[column] : 0.0f;
+}
+
+// What is added to a value at the end.
+DEVICE float added_to(const Finish& f, int row, int column) {
     const size_t place = (size_t)row * f.n + column;
-    if (f.bias) value += f.bias[column];
+    float added = 0.0f;
+    if (!is_inside(f, row, column)) return added;
+    if (f.residual) added += to_float(f.residual[place]);
+    if (f.accumulate) added += to_float(f.y[place]);
+    return added;
+}
+
+// Finishes a value, given what `bias_of` and `added_to` say of it: who has them early need not wait for them here.
+DEVICE void finish_value(const Finish& f, int row, int column, float value, float bias, float added) {
+    if (!is_inside(f, row, column)) return;
+    const size_t place = (size_t)row * f.n + column;
+    value += bias;
     if (f.u) f.u[place] = convert<act>(value);
     if (f.gelu) value = gelu_new(value);
-    if (f.residual) value += to_float(f.residual[place]);
-    if (f.accumulate) value += to_float(f.y[place]);
-    f.y[place] = convert<Out>(value);
+    f.y[place] = convert<Out>(value + added);
 }
 
 DEVICE void add_values(float (&v)[4], const float (&x)[4]) {
@@ -117,7 +133,9 @@ DEVICE void finish_strip(const Finish& f, const float* strip, int first_row, int
 #pragma unroll 1
         for (int row = 0; row < ROWS; row++) {
             for (int column = lane; column < COLUMNS; column += 32) {
-                finish_value(f, first_row + row, first_column + column, strip[strip_place<COLUMNS>(row, column)]);
+                const int y_row = first_row + row, y_column = first_column + column;
+                const float value = strip[strip_place<COLUMNS>(row, column)];
+                finish_value(f, y_row, y_column, value, bias_of(f, y_row, y_column), added_to(f, y_row, y_column));
             }
         }
         return;

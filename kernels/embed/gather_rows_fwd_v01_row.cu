@@ -5,7 +5,7 @@
 // Source: own.
 #include "act.cuh"
 
-KERNEL BOUNDS(256, 1) gather_rows_fwd(act* __restrict__ y, const act* __restrict__ x, const u32* __restrict__ index,
+KERNEL BOUNDS(256, 1) gather_rows_fwd(act* __restrict__ y, const act* x, const u32* __restrict__ index,
                                       int rows, int width) {
     let_next_begin();
     wait_for_previous();

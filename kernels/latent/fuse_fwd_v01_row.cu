@@ -5,14 +5,14 @@
 // Source: own.
 #include "act.cuh"
 
-KERNEL BOUNDS(256, 1) fuse_fwd(act* __restrict__ h, const float* __restrict__ e, const u32* __restrict__ slots,
+KERNEL BOUNDS(256, 1) fuse_fwd(act* __restrict__ h, const float* e, const u32* __restrict__ slots,
                                const u32* __restrict__ bounds, int width) {
     let_next_begin();
-    wait_for_previous();
     const int row = blockIdx.y;
     const int n = (int)bounds[2 * row] + (int)blockIdx.x;
     if (n >= (int)bounds[2 * row + 1]) return;
     const float* latent = e + (size_t)slots[row] * width;
+    wait_for_previous();
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
         act* to = h + (size_t)n * width + c;
         *to = convert<act>(to_float(*to) + latent[c]);

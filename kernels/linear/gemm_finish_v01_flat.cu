@@ -37,7 +37,7 @@ DEVICE void finish_values(Y* y, const float* parts, const float* bias, const act
     store_values(y + place, v);
 }
 
-KERNEL BOUNDS(256, 4) gemm_finish(Y* y, const float* __restrict__ parts, const float* __restrict__ bias,
+KERNEL BOUNDS(256, 4) gemm_finish(Y* y, const float* parts, const float* __restrict__ bias,
                                   const act* residual, act* u, int gelu, int accumulate, int m, int n, int splits) {
     let_next_begin();
     wait_for_previous();

@@ -168,8 +168,8 @@ DEVICE void leave(float* strip, const float (&sums)[PARTS_N][4]) {
     }
 }
 
-KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* __restrict__ a, const B* __restrict__ b,
-                                    const float* __restrict__ bias, const act* __restrict__ residual,
+KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* a, const B* b,
+                                    const float* __restrict__ bias, const act* residual,
                                     act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
                                     int a_stride) {
     DYNAMIC_SHARED(bf16, tiles);

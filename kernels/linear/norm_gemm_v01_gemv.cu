@@ -1,18 +1,22 @@
 // Idea: gemm_v04_gemv whose blocks each make the layer norm of their rows in shared memory first, a warp a row.
 // Against: layernorm_fwd and gemm: one launch less, and b is fetched while the norm is made.
 // Bound: memory; k * n * sizeof(B) bytes, 2 * m * n * k FLOPs.
-// Needs: sm_80+, LAYOUT 0, A_BF16 = B_BF16; k <= 1024, a multiple of 4; grid (ceil(m / 8), ceil(n / COLUMNS)), block THREADS.
+// Needs: sm_80+, LAYOUT 0, A_BF16 = B_BF16; all but x are parameters; k <= 1024, a multiple of 4; grid
+// (ceil(m / MOST_ROWS), ceil(n / COLUMNS)), block THREADS.
 // Source: own. The norm has the bits of layernorm_fwd_v02_warp.
 #include "gemv.cuh"
 
 #define MOST_DEPTH 1024
 #define FOURS (MOST_DEPTH / 128)
 
+DEVICE void prefetch_parameters(const float* gain, const float* bias, int width) {
+    for (int c = 8 * ((int)threadIdx.x % 32); c < width; c += 256) prefetch_l2(gain + c), prefetch_l2(bias + c);
+}
+
 // The layer norm of a row by a warp.
 DEVICE void normalise(A* y, const float* x, const float* gain, const float* bias, float epsilon, int width) {
     const int lane = (int)threadIdx.x % 32;
-    float row[FOURS][4] = {};
-    float sum = 0.0f, squares = 0.0f;
+    float row[FOURS][4] = {}, sum = 0.0f, squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < FOURS; i++) {
         if (4 * lane + 128 * i < width) load_values(row[i], x + 4 * lane + 128 * i);
@@ -47,16 +51,19 @@ DEVICE void normalise(A* y, const float* x, const float* gain, const float* bias
 }
 
 KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
-    norm_gemm(Out* __restrict__ y, const float* __restrict__ x, const float* __restrict__ gain,
+    norm_gemm(Out* __restrict__ y, const float* x, const float* __restrict__ gain,
               const float* __restrict__ offset, float epsilon, const B* __restrict__ b, const float* __restrict__ bias,
               int gelu, int m, int n, int k) {
     __shared__ __align__(16) A normed[MOST_ROWS * MOST_DEPTH];
-    let_next_begin();
-    fetch_ahead(b, bias, n, k);
-    wait_for_previous();
     const int first_row = blockIdx.x * MOST_ROWS, warp = (int)threadIdx.x / 32;
     const int rows = m - first_row < MOST_ROWS ? m - first_row : MOST_ROWS;
-    if (warp < rows) normalise(normed + warp * k, x + (size_t)(first_row + warp) * k, gain, offset, epsilon, k);
-    __syncthreads();
-    multiply_few({y + (size_t)first_row * n, bias, nullptr, nullptr, gelu, 0, rows, n, false}, normed, b, 0, k, k);
+    auto normalise_rows = [&] {
+        if (warp < rows) prefetch_parameters(gain, offset, k);
+        wait_for_previous();
+        if (warp < rows) normalise(normed + warp * k, x + (size_t)(first_row + warp) * k, gain, offset, epsilon, k);
+        __syncthreads();
+    };
+    let_next_begin();
+    const Finish f = {y + (size_t)first_row * n, bias, nullptr, nullptr, gelu, 0, rows, n, false};
+    multiply_few(f, normed, b, 0, k, k, normalise_rows);
 }

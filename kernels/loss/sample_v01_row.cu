@@ -148,7 +148,7 @@ DEVICE double uniform(const SampleRow& settings) {
 }
 
 KERNEL BOUNDS(SAMPLE_THREADS, 1) sample(u32* __restrict__ token, double* __restrict__ weights,
-                                        const float* __restrict__ logits, const SampleRow* __restrict__ settings,
+                                        const float* logits, const SampleRow* __restrict__ settings,
                                         const u32* __restrict__ history, int rows, int vocab) {
     let_next_begin();
     wait_for_previous();

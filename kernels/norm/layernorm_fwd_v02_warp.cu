@@ -6,7 +6,7 @@
 #include "vector.cuh"
 
 KERNEL BOUNDS(128, 4) layernorm_fwd(Y* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd,
-                                    const X* __restrict__ x, const float* __restrict__ gain,
+                                    const X* x, const float* __restrict__ gain,
                                     const float* __restrict__ bias, float epsilon, int tokens, int width) {
     let_next_begin();
     for (int c = 8 * (int)threadIdx.x; c < width; c += 8 * 128) prefetch_l2(gain + c), prefetch_l2(bias + c);

@@ -332,10 +332,10 @@ fn mma_tiles(p: &Problem, side: usize, splits: usize, block: u32) -> Geometry {
     Geometry { shared: 49152, ..geometry(p.cols.div_ceil(side), p.rows.div_ceil(side), splits, block) }
 }
 
-/// Blocks for few rows: 8 rows, and columns of 32 bytes or, of a transposed matrix, 8.
+/// Blocks for few rows: 4 or 8 rows, and columns of 32 bytes or, of a transposed matrix, 8.
 fn gemv_blocks(p: &Problem) -> Geometry {
     match (p.types.layout, p.types.b) {
-        (Layout::Nn, true) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(16), 1, BLOCK),
+        (Layout::Nn, true) => geometry(p.rows.div_ceil(4), p.cols.div_ceil(16), 1, BLOCK),
         (Layout::Nn, false) => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, BLOCK),
         _ => geometry(p.rows.div_ceil(8), p.cols.div_ceil(8), 1, 128),
     }
@@ -411,14 +411,14 @@ pub const REGISTRY: &[Kernel] = &[
     },
     v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Norm, columns),
     Kernel {
-        prefer: |p| p.rows <= 16 || is_narrow(p),
+        prefer: |p| p.rows <= 8 || is_narrow(p),
         can: |types| types.layout != Layout::Tn && types.a == types.b,
         overlaps: true,
         instructions: &["LDG.E.128"],
         ..v01("linear", "gemm", "v04_gemv", Uses::Product, gemv_blocks)
     },
     Kernel {
-        fits: |p| p.rows <= 16 && p.depth <= 1024 && p.depth.is_multiple_of(4),
+        fits: |p| p.rows <= 8 && p.depth <= 1024 && p.depth.is_multiple_of(4),
         ..overlapping(v01("linear", "norm_gemm", "v01_gemv", Uses::ActProduct, gemv_blocks))
     },
     Kernel {

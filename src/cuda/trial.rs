@@ -204,7 +204,7 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
             cases.push((&["gemm", "column_sums"], Box::new(move || linear_backward(cuda, rows, inputs, outputs))));
         }
     }
-    for rows in [1, if full { 16 } else { 9 }] {
+    for rows in [1, if full { 8 } else { 7 }] {
         let outputs = if full { 3 * width } else { 40 };
         cases.push((&["norm_gemm"], Box::new(move || normed(cuda, rows, width, outputs))));
     }
