@@ -72,7 +72,7 @@ KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, ac
     if (thread < here) {
         const act* key = keys + (size_t)thread * head_dim;
         float sum = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
         for (int d = 0; d < head_dim; d += 8) {
             float x[8];
             load_eight(x, key + d);
@@ -92,7 +92,7 @@ KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, ac
     if (mine < together) {
         const int d = thread % vectors * 8;
         float sum[8] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 4
+#pragma unroll 8
         for (int key = mine; key < here; key += together) {
             float x[8];
             load_eight(x, values + (size_t)key * head_dim + d);

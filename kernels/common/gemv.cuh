@@ -16,7 +16,7 @@
 #if LAYOUT == 1
 #define AHEAD (!ALIGNED ? 1 : ROWS < MOST_ROWS ? 3 : 2)
 #else
-#define AHEAD (!ALIGNED ? 1 : ROWS == 1 ? 8 : 4)
+#define AHEAD (!ALIGNED ? 1 : ROWS == 1 ? 12 : 4)
 #endif
 #define RESIDENT (LAYOUT == 1 ? 384 : 512)  // threads at once on a multiprocessor
 

@@ -9,12 +9,17 @@
 #define MOST_DEPTH 1024
 #define FOURS (MOST_DEPTH / 128)
 
-DEVICE void prefetch_parameters(const float* gain, const float* bias, int width) {
-    for (int c = 8 * ((int)threadIdx.x % 32); c < width; c += 256) prefetch_l2(gain + c), prefetch_l2(bias + c);
+// Gain and bias of the norm, in shared memory.
+struct Parameters {
+    float gain[MOST_DEPTH], bias[MOST_DEPTH];
+};
+
+DEVICE void load_parameters(Parameters& p, const float* gain, const float* bias, int width) {
+    for (int c = threadIdx.x; c < width; c += THREADS) p.gain[c] = gain[c], p.bias[c] = bias[c];
 }
 
 // The layer norm of a row by a warp.
-DEVICE void normalise(A* y, const float* x, const float* gain, const float* bias, float epsilon, int width) {
+DEVICE void normalise(A* y, const float* x, const Parameters& p, float epsilon, int width) {
     const int lane = (int)threadIdx.x % 32;
     float row[FOURS][4] = {}, sum = 0.0f, squares = 0.0f;
 #pragma unroll
@@ -42,8 +47,8 @@ DEVICE void normalise(A* y, const float* x, const float* gain, const float* bias
         const int place = 4 * lane + 128 * i;
         if (place >= width) continue;
         float factor[4], offset[4];
-        load_values(factor, gain + place);
-        load_values(offset, bias + place);
+        load_values(factor, p.gain + place);
+        load_values(offset, p.bias + place);
 #pragma unroll
         for (int j = 0; j < 4; j++) row[i][j] = fmaf(row[i][j] * scale, factor[j], offset[j]);
         store_values(y + place, row[i]);
@@ -55,12 +60,14 @@ KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
               const float* __restrict__ offset, float epsilon, const B* __restrict__ b, const float* __restrict__ bias,
               int gelu, int m, int n, int k) {
     __shared__ __align__(16) A normed[MOST_ROWS * MOST_DEPTH];
+    __shared__ __align__(16) Parameters parameters;
     const int first_row = blockIdx.x * MOST_ROWS, warp = (int)threadIdx.x / 32;
     const int rows = m - first_row < MOST_ROWS ? m - first_row : MOST_ROWS;
     auto normalise_rows = [&] {
-        if (warp < rows) prefetch_parameters(gain, offset, k);
+        load_parameters(parameters, gain, offset, k);
+        __syncthreads();
         wait_for_previous();
-        if (warp < rows) normalise(normed + warp * k, x + (size_t)(first_row + warp) * k, gain, offset, epsilon, k);
+        if (warp < rows) normalise(normed + warp * k, x + (size_t)(first_row + warp) * k, parameters, epsilon, k);
         __syncthreads();
     };
     let_next_begin();

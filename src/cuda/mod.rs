@@ -49,6 +49,8 @@ pub struct Cuda {
     counters: Arc<Buffer>,
     /// Bytes on their way to or from the device.
     staging: Mutex<Vec<u8>>,
+    /// How the last tokens were drawn, and where the device has that.
+    settings: Mutex<Option<(Vec<u32>, Buffer)>>,
 }
 
 /// A matrix of parameters.
@@ -74,7 +76,16 @@ impl Cuda {
         let counters = memory.buffer(registry::COUNTERS, 4)?;
         driver::zero(driver.as_ref(), counters.first(registry::COUNTERS), 4 * registry::COUNTERS)?;
         let counters = Arc::new(counters);
-        Ok(Cuda { driver, memory, kernels, dtype, failure: OnceLock::new(), counters, staging: Mutex::default() })
+        Ok(Cuda {
+            driver,
+            memory,
+            kernels,
+            dtype,
+            failure: OnceLock::new(),
+            counters,
+            staging: Mutex::default(),
+            settings: Mutex::default(),
+        })
     }
 
     /// The same device and memory, on which `kernel` is taken wherever it computes what is asked.
@@ -87,6 +98,7 @@ impl Cuda {
             failure: OnceLock::new(),
             counters: self.counters.clone(),
             staging: Mutex::default(),
+            settings: Mutex::default(),
         }
     }
 

@@ -1,7 +1,9 @@
 //! The reconstruction loss.
 
+use std::sync::PoisonError;
+
 use super::first;
-use crate::backend::{Draw, LossOps};
+use crate::backend::{Draw, LossOps, Rules};
 use crate::cuda::registry::{Problem, Types};
 use crate::cuda::{Buffer, Cuda, int};
 
@@ -37,16 +39,23 @@ impl LossOps for Cuda {
         }
         let buffers = || {
             let (chosen, ids) = (self.memory.buffer(rows, 4)?, self.memory.buffer(history.len().max(1), 4)?);
-            Ok((chosen, ids, self.memory.buffer(settings.len(), 4)?, self.memory.buffer(rows * vocab, 8)?))
+            Ok((chosen, ids, self.memory.buffer(rows * vocab, 8)?))
         };
-        let Some((chosen, ids, set, weights)) = self.attempt(buffers) else { return true };
-        self.write(&set, settings.iter().map(|word| word.to_ne_bytes()));
+        let Some((chosen, ids, weights)) = self.attempt(buffers) else { return true };
+        // a step that draws as the one before has nothing to send
+        let mut held = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_none_or(|(words, _)| *words != settings) {
+            let Some(set) = self.attempt(|| self.memory.buffer(settings.len(), 4)) else { return true };
+            self.write(&set, settings.iter().map(|word| word.to_ne_bytes()));
+            *held = Some((settings, set));
+        }
+        let Some((_, set)) = held.as_ref() else { return true };
         self.write(&ids, history.iter().map(|id| id.to_ne_bytes()));
         let args = [
             first(&chosen, rows),
             first(&weights, rows * vocab),
             first(logits, rows * vocab),
-            first(&set, SETTINGS * rows),
+            first(set, SETTINGS * rows),
             first(&ids, history.len()),
             int(rows),
             int(vocab),
@@ -62,6 +71,7 @@ const SETTINGS: usize = 12;
 
 fn words(draw: &Draw<'_>, first: usize, end: usize) -> [u32; SETTINGS] {
     let halves = |x: u64| [x as u32, (x >> 32) as u32];
+    let step = if let Rules::Greedy = draw.rules { 0 } else { draw.step };
     let ([seed_low, seed_high], [number_low, number_high]) = (halves(draw.seed), halves(draw.number));
     [
         draw.rules as u32,
@@ -73,7 +83,7 @@ fn words(draw: &Draw<'_>, first: usize, end: usize) -> [u32; SETTINGS] {
         seed_high,
         number_low,
         number_high,
-        draw.step,
+        step,
         first as u32,
         end as u32,
     ]
