@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::archive::{Archive, Target};
 use super::compile::{Compiler, PTX};
 use super::driver::Arch;
-use super::registry::{Kernel, REGISTRY, Types};
+use super::problem::Types;
+use super::registry::{Kernel, REGISTRY};
 use super::source::{Program, Sources};
 use crate::error::{Error, Result};
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 use super::driver::{Arch, Arg, Driver, Function, Geometry};
-use super::registry::{self, Forced, Kernel, Problem, REGISTRY, Types};
+use super::problem::{Problem, Types};
+use super::registry::{self, Forced, Kernel, REGISTRY};
 use super::source::{Program, Sources};
 use crate::error::{Error, Result};
 

@@ -19,6 +19,7 @@ pub mod driver;
 mod graph;
 mod launch;
 mod ops;
+pub mod problem;
 pub mod registry;
 pub mod source;
 pub mod trial;
@@ -35,7 +36,8 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use driver::{Address, Arg, Driver, Tiling};
 use graph::Recorded;
-use registry::{Forced, Kernel, Layout, Problem, Types};
+use problem::{Layout, Problem, Types};
+use registry::{Forced, Kernel};
 use source::Sources;
 
 /// A GPU, or the CPU in its place.

@@ -2,7 +2,8 @@
 
 use super::{bounds, first, mask, whole};
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
-use crate::cuda::registry::{self, Problem};
+use crate::cuda::problem::Problem;
+use crate::cuda::registry;
 use crate::cuda::{Buffer, Cuda, int};
 use crate::rng::Mask;
 

@@ -2,7 +2,7 @@
 
 use super::{first, whole};
 use crate::backend::EmbedOps;
-use crate::cuda::registry::Problem;
+use crate::cuda::problem::Problem;
 use crate::cuda::{Buffer, Cuda, Weight, int};
 
 impl EmbedOps for Cuda {

@@ -3,7 +3,7 @@
 use super::{bounds, first, whole};
 use crate::backend::{ChainLayer, ChainScratch, Drive, LatentOps, Spans};
 use crate::cuda::driver::{Address, Arg};
-use crate::cuda::registry::{Problem, Types};
+use crate::cuda::problem::{Problem, Types};
 use crate::cuda::{Buffer, Cuda, Weight, int, or_null};
 use crate::dims::Dims;
 

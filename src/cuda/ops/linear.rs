@@ -3,7 +3,8 @@
 use super::first;
 use crate::backend::{LinearOps, Norm, NormOps, NormScratch};
 use crate::cuda::driver::{Address, Arg};
-use crate::cuda::registry::{Layout, PART_ROWS, Problem, Types};
+use crate::cuda::problem::{Layout, Problem, Types};
+use crate::cuda::registry::PART_ROWS;
 use crate::cuda::{Buffer, Cuda, Product, Weight, int, or_null};
 
 /// The first `len` elements as an operand.

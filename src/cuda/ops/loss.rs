@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::first;
 use crate::backend::{Draw, LossOps, Rules};
-use crate::cuda::registry::{Problem, Types};
+use crate::cuda::problem::{Problem, Types};
 use crate::cuda::{Buffer, Cuda, int};
 
 impl LossOps for Cuda {

@@ -3,7 +3,7 @@
 use super::first;
 use crate::backend::NormOps;
 use crate::cuda::driver::Arg;
-use crate::cuda::registry::Problem;
+use crate::cuda::problem::Problem;
 use crate::cuda::{Buffer, Cuda, int};
 
 impl NormOps for Cuda {

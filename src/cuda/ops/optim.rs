@@ -3,7 +3,8 @@
 use super::{first, mask};
 use crate::backend::{AdamW, OptimOps};
 use crate::cuda::driver::Arg;
-use crate::cuda::registry::{Problem, SUM_BLOCKS, Types};
+use crate::cuda::problem::{Problem, Types};
+use crate::cuda::registry::SUM_BLOCKS;
 use crate::cuda::{Buffer, Cuda, int};
 use crate::rng::Mask;
 
