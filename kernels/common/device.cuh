@@ -136,7 +136,7 @@ DEVICE void grid_sync(u32* counter) {
 
 // A kernel whose row says `overlaps` is launched when all blocks of the one before have let it, and calls
 // wait_for_previous before it writes, or reads what a kernel that overlaps may have written. Parameters, ids and places are
-// not written by such: copies and other kernels are, and they are done before any kernel after them begins. All else that
+// not written by such, but by copies and by kernels that do not overlap, with copies between them and their next use. All else that
 // is read is not __restrict__, for that lets the compiler read it before. Where nothing overlaps, neither function does
 // anything.
 DEVICE void let_next_begin() {

@@ -245,9 +245,9 @@ DEVICE void multiply(const Finish& f, const A* a, const B* b, int first_row, int
 
 // Has the L2 cache fetch what this block reads of b, while the kernel before is still busy.
 DEVICE void fetch_ahead(const B* b, int n, int k) {
-    const int first_column = (int)blockIdx.y * COLUMNS, sector = 32 / (int)sizeof(B);
-    const int columns = n - first_column < COLUMNS ? n - first_column : COLUMNS;
+    const int first_column = (int)blockIdx.y * COLUMNS;
 #if LAYOUT == 1
+    const int sector = 32 / (int)sizeof(B), columns = n - first_column < COLUMNS ? n - first_column : COLUMNS;
     b += (size_t)first_column * k;
     for (int i = threadIdx.x * sector; i < columns * k; i += THREADS * sector) prefetch_l2(b + i);
 #else

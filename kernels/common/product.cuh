@@ -1,4 +1,4 @@
-// What products share: their types, the order of their tiles, and what follows a product in registers.
+// What products share: their types, the order of their tiles, and what follows a product.
 #pragma once
 #include "act.cuh"
 #include "math.cuh"

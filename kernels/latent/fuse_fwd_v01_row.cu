@@ -5,7 +5,7 @@
 // Source: own.
 #include "act.cuh"
 
-KERNEL BOUNDS(256, 1) fuse_fwd(act* __restrict__ h, const float* e, const u32* __restrict__ slots,
+KERNEL BOUNDS(256, 1) fuse_fwd(act* h, const float* e, const u32* __restrict__ slots,
                                const u32* __restrict__ bounds, int width) {
     let_next_begin();
     const int row = blockIdx.y;

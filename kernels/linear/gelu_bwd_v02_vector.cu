@@ -1,4 +1,4 @@
-// Idea: a thread has 16 bytes of each at a time.
+// Idea: a thread has eight neighbours of each at a time.
 // Against: v01_flat: an eighth of the reads under way for as many bytes.
 // Bound: memory; len * 3 * sizeof(act) bytes, len * 20 FLOPs.
 // Needs: any sm_80+; len a multiple of 8; grid ceil(len / 2048), block 256.

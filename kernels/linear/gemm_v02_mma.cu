@@ -168,7 +168,7 @@ DEVICE void leave(float* strip, const float (&sums)[PARTS_N][4]) {
     }
 }
 
-KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* a, const B* b,
+KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* y, const A* a, const B* b,
                                     const float* __restrict__ bias, const act* residual,
                                     act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
                                     int a_stride) {
@@ -176,7 +176,7 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* __restrict__ y, const A* a, const B* b,
     let_next_begin();
     wait_for_previous();
     const TilePlace tile = tile_place(blockIdx.y * gridDim.x + blockIdx.x, gridDim.y, gridDim.x);
-    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    const int warp = (int)threadIdx.x / 32;
     const int tile_row = tile.row * TILE_M, tile_column = tile.column * TILE_N;
     const int first_row = warp / WARPS_N * WARP_M, first_column = warp % WARPS_N * WARP_N;
 

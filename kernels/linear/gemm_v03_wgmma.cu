@@ -69,7 +69,7 @@ struct Turn {
 };
 
 KERNEL BOUNDS(THREADS, 1)
-    gemm(Out* __restrict__ y, const A* a, const B* b, const float* __restrict__ bias, const act* residual,
+    gemm(Out* y, const A* a, const B* b, const float* __restrict__ bias, const act* residual,
          act* __restrict__ u, int gelu, int accumulate, int m, int n, int k, int a_stride,
          GRID_CONSTANT TensorMap a_map, GRID_CONSTANT TensorMap b_map) {
     DYNAMIC_SHARED(bf16, a_tiles);

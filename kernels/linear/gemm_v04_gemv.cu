@@ -6,7 +6,7 @@
 #include "gemv.cuh"
 
 KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
-    gemm(Out* __restrict__ y, const A* a, const B* __restrict__ b, const float* __restrict__ bias,
+    gemm(Out* y, const A* a, const B* __restrict__ b, const float* __restrict__ bias,
          const act* residual, act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
          int a_stride) {
     let_next_begin();

@@ -3,7 +3,7 @@
 use super::{NormOps, Storage};
 
 /// A layer norm that a product fuses.
-pub struct Norm<'a, B: Storage + ?Sized> {
+pub struct Norm<'a, B: Storage> {
     /// `(C)`
     pub gain: &'a B::Real,
     /// `(C)`
@@ -15,7 +15,7 @@ pub struct Norm<'a, B: Storage + ?Sized> {
 }
 
 /// Room for what a layer norm leaves. What it holds after an op that fuses the norm is unspecified.
-pub struct NormScratch<'a, B: Storage + ?Sized> {
+pub struct NormScratch<'a, B: Storage> {
     /// `(N, C)`
     pub y: &'a mut B::Act,
     /// `(N)`

@@ -189,12 +189,14 @@ pub struct Spans<B: Storage> {
     pub tokens: usize,
     /// Tokens of the longest span.
     pub longest: usize,
+    /// One past the last token of all.
+    pub end: usize,
 }
 
 impl<B: Storage> Spans<B> {
     /// Uploads `(start, end)` pairs.
     pub fn new(backend: &B, bounds: &[(usize, usize)]) -> Result<Self> {
-        let mut spans = Spans { bounds: backend.ids(2 * bounds.len())?, rows: 0, tokens: 0, longest: 0 };
+        let mut spans = Spans { bounds: backend.ids(2 * bounds.len())?, rows: 0, tokens: 0, longest: 0, end: 0 };
         spans.set(backend, bounds);
         Ok(spans)
     }
@@ -219,5 +221,6 @@ impl<B: Storage> Spans<B> {
         self.rows = bounds.len();
         self.tokens = bounds.iter().map(|(start, end)| end - start).sum();
         self.longest = bounds.iter().map(|(start, end)| end - start).max().unwrap_or(0);
+        self.end = bounds.iter().map(|(_, end)| *end).max().unwrap_or(0);
     }
 }

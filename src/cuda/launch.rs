@@ -94,7 +94,8 @@ impl Kernels {
             return Ok(());
         }
         // SAFETY: ops pass the arguments that the kernel's file declares, as every op's tests show on the emulator, and
-        // pointers to buffers that are as long as the sizes beside them (`Buffer::first`).
+        // pointers to buffers that are as long as the sizes beside them (`Buffer::first`). Rows that overlap are those whose
+        // file waits (`files_and_rows_belong_together`).
         unsafe { driver.launch(choice.function, &choice.geometry, args) }
     }
 }

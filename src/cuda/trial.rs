@@ -201,7 +201,8 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
     } {
         cases.push((&["gemm"], Box::new(move || linear(cuda, rows, inputs, outputs))));
         if rows == tokens {
-            cases.push((&["gemm", "column_sums"], Box::new(move || linear_backward(cuda, rows, inputs, outputs))));
+            let ops = &["gemm", "column_parts", "column_sums"];
+            cases.push((ops, Box::new(move || linear_backward(cuda, rows, inputs, outputs))));
         }
     }
     for rows in [1, if full { 8 } else { 7 }] {
@@ -303,7 +304,15 @@ fn normed(cuda: &Cuda, rows: usize, width: usize, outputs: usize) -> Result<Case
             let normed = NormScratch { y: &mut norm_y, mean: &mut mean, rstd: &mut rstd };
             let norm = Norm { gain: &gain, bias: &shift, epsilon: 1e-5, width };
             cuda.norm_linear_fwd(&mut y, normed, &x, norm, (&w, &bias), rows);
-            read(cuda, results, &[(&y, rows * outputs)]);
+            let Some(results) = results else { return };
+            read(cuda, Some(results), &[(&y, rows * outputs)]);
+            // there is no other variant: the two ops that it stands for
+            cuda.layernorm_fwd(&mut norm_y, &mut mean, &mut rstd, &x, &gain, &shift, 1e-5, rows, width);
+            cuda.linear_fwd(&mut y, &norm_y, &w, &bias, rows);
+            let mut plain = vec![0.0; rows * outputs];
+            cuda.read_floats(&mut plain, &y, 0);
+            let passes = Difference::of(&results[0], &plain).passes(cuda.is_bf16());
+            results.push(vec![if passes { 1.0 } else { f32::NAN }]);
         }),
     })
 }
@@ -490,7 +499,8 @@ fn decoding(cuda: &Cuda, rows: usize, past: usize, heads: usize) -> Result<Case>
     let dims = AttentionDims { heads, head_dim: 64 };
     let (width, capacity) = (dims.width(), (past + 1).next_multiple_of(64));
     let (len, tokens) = (rows * capacity * width, rows * width);
-    let (mut keys, mut values) = (cuda.act_from(&normal(1, len, 1.0))?, cuda.act_from(&normal(2, len, 1.0))?);
+    let given = [normal(1, len, 1.0), normal(2, len, 1.0)];
+    let (mut keys, mut values) = (cuda.act_from(&given[0])?, cuda.act_from(&given[1])?);
     let (qkv, mut y) = (cuda.act_from(&normal(3, 3 * tokens, 1.0))?, cuda.act(tokens)?);
     let spans = Spans::of_lengths(cuda, vec![1; rows])?;
     let slots = cuda.ids_from(&(0..rows as u32).collect::<Vec<_>>())?;
@@ -500,8 +510,12 @@ fn decoding(cuda: &Cuda, rows: usize, past: usize, heads: usize) -> Result<Case>
         flops: 4.0 * (tokens * (past + 1)) as f64,
         bytes: act_bytes(cuda) * 2.0 * (tokens * (past + 1)) as f64,
         run: Box::new(move |cuda, results| {
+            if results.is_some() {
+                cuda.write_act(&mut keys, &given[0]);
+                cuda.write_act(&mut values, &given[1]);
+            }
             cuda.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &cached, dims);
-            read(cuda, results, &[(&y, tokens)]);
+            read(cuda, results, &[(&y, tokens), (&keys, len), (&values, len)]);
         }),
     })
 }

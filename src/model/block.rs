@@ -108,6 +108,7 @@ impl<B: Backend> Model<B> {
         let (norm, epsilon) = (&params.ln_1, self.config.epsilon);
         let BlockActs { norm_1, mean_1, rstd_1, qkv, lse, attended, mid, inner_in, .. } = acts;
         let (weight, bias) = (&params.qkv.weight, &params.qkv.bias);
+        // nothing is kept for a backward pass
         if inner_in.is_none() {
             let normed = NormScratch { y: norm_1, mean: mean_1, rstd: rstd_1 };
             let norm = Norm { gain: &norm.gain, bias: &norm.bias, epsilon, width };

@@ -106,6 +106,16 @@ fn files_and_rows_belong_together() {
             assert!(text.lines().take(12).any(|line| line.starts_with(header)), "{path} does not say {header:?}");
         }
         assert!(text.lines().count() <= 600, "{path}");
+        // what else such a kernel reads may be written by the one before, and the compiler must not load it early
+        let early = ["b", "bias", "bounds", "gain", "history", "ids", "index", "offset", "past", "positions"];
+        let (early, written) = (
+            [&early[..], &["settings", "slots", "wpe", "wte"]].concat(),
+            ["mean", "rstd", "token", "u", "weights", "y"],
+        );
+        for name in text.split("__restrict__ ").skip(1).map(|rest| rest.split([',', ')']).next().unwrap_or_default()) {
+            let known = early.contains(&name) || written.contains(&name);
+            assert!(!kernel.overlaps || known, "{path}: {name} may not be __restrict__");
+        }
         for call in ["let_next_begin();", "wait_for_previous();"] {
             assert_eq!(text.contains(call), kernel.overlaps, "{path}: {call}");
         }

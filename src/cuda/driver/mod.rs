@@ -205,7 +205,8 @@ pub trait Driver: Send + Sync {
     /// The device failed.
     ///
     /// # Safety
-    /// The arguments are those of the kernel, and its accesses stay within the memory that they point to.
+    /// The arguments are those of the kernel, and its accesses stay within the memory that they point to. If it overlaps, it
+    /// waits for the kernel before it touches what that may have written or read.
     unsafe fn launch(&self, function: Function, geometry: &Geometry, args: &[Arg]) -> Result<()>;
 
     /// Describes a matrix to the tensor memory accelerator.

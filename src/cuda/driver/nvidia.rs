@@ -251,7 +251,10 @@ impl Driver for Nvidia {
     }
 
     unsafe fn write(&self, dst: Address, src: &[u8]) -> Result<()> {
-        let _turn = self.bind()?;
+        let turn = self.bind()?;
+        if turn.is_some() {
+            return Err(Error::Unsupported("a copy from the host cannot be part of a recorded graph".into()));
+        }
         let copying = failed("copying to the device");
         let mut pinned = self.pinned();
         for (i, chunk) in src.chunks(SLOT).enumerate() {
@@ -276,7 +279,7 @@ impl Driver for Nvidia {
             // SAFETY: the mutex keeps other copies away, and those before, of which these take the slots, are done once the
             // stream is; the source has the bytes by the caller's promise.
             unsafe {
-                if most > SLOT {
+                if room == pinned.base {
                     result::stream::synchronize(self.stream).map_err(&copying)?;
                 }
                 let staged = std::slice::from_raw_parts_mut(room, part.len());

@@ -24,9 +24,9 @@ impl LatentOps for Cuda {
         spans: &Spans<Cuda>,
         width: usize,
     ) {
-        let tokens = scores.len();
+        let tokens = spans.end;
         let Some(g) = self.scratch(tokens, 4) else { return };
-        // tokens of no span
+        // tokens between spans
         self.zero(&g, tokens);
         let problem = Problem::matrix(Cuda::types_of(x), spans.rows, width);
         let (dy, w) = (first(dy, spans.rows * width), first(w, width));

@@ -190,8 +190,11 @@ impl Cuda {
         gelu: bool,
         tokens: usize,
     ) -> bool {
-        let (inputs, outputs, bf16) = (w.rows, w.cols, self.is_bf16());
-        let types = Types::product(Layout::Nn, bf16, bf16, bf16);
+        let (inputs, outputs) = (w.rows, w.cols);
+        if x.width() != 4 || (y.width() == 2) != w.bf16 {
+            return false;
+        }
+        let types = Types::product(Layout::Nn, w.bf16, w.bf16, w.bf16);
         let problem = Problem { depth: inputs, ..Problem::matrix(types, tokens, outputs) };
         let Ok(choice) = self.kernels.choose("norm_gemm", &problem) else { return false };
         let args = [
