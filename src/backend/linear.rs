@@ -24,6 +24,15 @@ pub struct NormScratch<'a, B: Storage> {
     pub rstd: &'a mut B::Real,
 }
 
+impl<'a, B: NormOps> NormScratch<'a, B> {
+    /// The norm of `x (N, C)`, by the op of its own.
+    pub fn fill(self, backend: &B, x: &B::Act, norm: &Norm<'_, B>, tokens: usize) -> &'a B::Act {
+        let NormScratch { y, mean, rstd } = self;
+        backend.layernorm_fwd(y, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+        y
+    }
+}
+
 /// Products with a prepared weight. Widths are the weight's own.
 pub trait LinearOps: NormOps {
     /// `y = x W + b`; `y (N, out)`, `x (N, in)`, `b (out)`.
@@ -77,8 +86,7 @@ pub trait LinearOps: NormOps {
         (w, b): (&Self::Weight, &Self::Real),
         tokens: usize,
     ) {
-        let NormScratch { y: x_normed, mean, rstd } = normed;
-        self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+        let x_normed = normed.fill(self, x, &norm, tokens);
         self.linear_fwd(y, x_normed, w, b, tokens);
     }
 
@@ -95,8 +103,7 @@ pub trait LinearOps: NormOps {
         [(w_1, b_1), (w_2, b_2)]: [(&Self::Weight, &Self::Real); 2],
         tokens: usize,
     ) {
-        let NormScratch { y: x_normed, mean, rstd } = normed;
-        self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+        let x_normed = normed.fill(self, x, &norm, tokens);
         self.linear_gelu_fwd(inner, None, x_normed, w_1, b_1, tokens);
         self.linear_residual_fwd(y, x, inner, w_2, b_2, tokens);
     }

@@ -1,7 +1,7 @@
 //! Matrix products with parameters: the chosen [`Gemm`](crate::cpu::gemm::Gemm) with the epilogue of the op.
 
 use super::GRAIN;
-use crate::backend::{LinearOps, Norm, NormOps, NormScratch};
+use crate::backend::{LinearOps, Norm, NormScratch};
 use crate::cpu::gemm::{Epilogue, Mlp, Weight};
 use crate::cpu::simd::{Kernel, Simd, gelu, gelu_slope};
 use crate::cpu::{Buffer, Cpu};
@@ -74,8 +74,7 @@ impl LinearOps for Cpu {
         [(w_1, b_1), (w_2, b_2)]: [(&Weight, &Buffer<f32>); 2],
         tokens: usize,
     ) {
-        let NormScratch { y: x_normed, mean, rstd } = normed;
-        self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+        let x_normed = normed.fill(self, x, &norm, tokens);
         let mlp = Mlp { first: w_1, bias: b_1, second: w_2, epilogue: Epilogue::BiasResidual(b_2, x) };
         if !self.gemm.multiply_twice(&self.pool, y, x_normed, mlp, tokens) {
             self.linear_gelu_fwd(inner, None, x_normed, w_1, b_1, tokens);

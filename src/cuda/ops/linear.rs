@@ -1,7 +1,7 @@
 //! Matrix products with parameters.
 
 use super::first;
-use crate::backend::{LinearOps, Norm, NormOps, NormScratch};
+use crate::backend::{LinearOps, Norm, NormScratch};
 use crate::cuda::driver::{Address, Arg};
 use crate::cuda::problem::{Layout, Problem, Types};
 use crate::cuda::registry::PART_ROWS;
@@ -83,8 +83,7 @@ impl LinearOps for Cuda {
         tokens: usize,
     ) {
         if !self.norm_product(y, x, &norm, (w, b), false, tokens) {
-            let NormScratch { y: x_normed, mean, rstd } = normed;
-            self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+            let x_normed = normed.fill(self, x, &norm, tokens);
             self.linear_fwd(y, x_normed, w, b, tokens);
         }
     }
@@ -100,8 +99,7 @@ impl LinearOps for Cuda {
         tokens: usize,
     ) {
         if !self.norm_product(inner, x, &norm, (w_1, b_1), true, tokens) {
-            let NormScratch { y: x_normed, mean, rstd } = normed;
-            self.layernorm_fwd(x_normed, mean, rstd, x, norm.gain, norm.bias, norm.epsilon, tokens, norm.width);
+            let x_normed = normed.fill(self, x, &norm, tokens);
             self.linear_gelu_fwd(inner, None, x_normed, w_1, b_1, tokens);
         }
         self.linear_residual_fwd(y, x, inner, w_2, b_2, tokens);
