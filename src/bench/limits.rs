@@ -234,7 +234,7 @@ impl<D: Dot> DotKernel<D> for Dots {
         let s = d.simd();
         let (x, words) = (black_box(D::X::zeroed()), [0.0; MAX_LANES]);
         let words = d.words(&D::Simd::arrays(black_box(&words))[0]);
-        let mut sums = [d.start(s.splat(0.0)); CHAINS];
+        let mut sums = [d.start(); CHAINS];
         for _ in 0..STEPS {
             for sum in &mut sums {
                 *sum = d.add(*sum, &x, words);

@@ -38,19 +38,44 @@ const SHAPES: [(usize, usize, usize); 22] = [
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::Int8];
 
-/// Activations or weights `(rows, cols)` that a product in `dtype` takes as they are. The largest integer of any row and of
-/// any column is 127, if a diagonal that starts anew after `period` rows or columns meets it.
-fn representable(dtype: Dtype, seed: u64, (rows, cols): (usize, usize), period: usize) -> Vec<f32> {
-    let mut x = normal(seed, rows * cols);
+/// Activations `(rows, inputs)` that a product in `dtype` takes as they are. Of integers, every row has all 256 between its
+/// extremes.
+fn activations(dtype: Dtype, seed: u64, (rows, inputs): (usize, usize)) -> Vec<f32> {
+    let mut x = normal(seed, rows * inputs);
     for (i, x) in x.iter_mut().enumerate() {
         match dtype {
             Dtype::Bf16 => *x = f32::from_bits(x.to_bits() & 0xffff_0000),
-            Dtype::Int8 if (i / cols + i % cols).is_multiple_of(period) => *x = 127.0 / 64.0,
-            Dtype::Int8 => *x = (*x * 64.0).round().clamp(-127.0, 127.0) / 64.0,
+            Dtype::Int8 => {
+                *x = match (i / inputs + i % inputs) % inputs {
+                    0 if inputs == 1 => 63.75,
+                    0 => 127.0,
+                    1 => -128.0,
+                    _ => (*x * 64.0).round().clamp(-128.0, 127.0),
+                } / 64.0;
+            }
             _ => {}
         }
     }
     x
+}
+
+/// Weights `(inputs, outputs)` that a product in `dtype` takes as they are. Of integers, each output has two magnitudes at
+/// most, and each input the same ones, so that none has to be balanced.
+fn weights(dtype: Dtype, seed: u64, (inputs, outputs): (usize, usize)) -> Vec<f32> {
+    let mut w = normal(seed, inputs * outputs);
+    for (i, w) in w.iter_mut().enumerate() {
+        match dtype {
+            Dtype::Bf16 => *w = f32::from_bits(w.to_bits() & 0xffff_0000),
+            Dtype::Int8 => {
+                let (k, n) = (i / outputs, i % outputs);
+                let is_large = n == outputs / 2 * 2 || (k % 3 == 0) == (n % 2 == 0);
+                let magnitude = if is_large { 127 } else { 1 + n / 2 * 37 % 126 } as f32;
+                *w = (magnitude / 64.0).copysign(*w);
+            }
+            _ => {}
+        }
+    }
+    w
 }
 
 /// Multiplications of a product that the emulated GPU does in a moment.
@@ -69,9 +94,9 @@ impl Op for Products {
     fn run<B: Backend>(&self, b: &B) -> Outputs {
         let Products { dtype, first, rows, inputs, outputs } = *self;
         let len = rows * outputs;
-        let x = representable(dtype, 1, (first + rows, inputs), inputs)[first * inputs..].to_vec();
+        let x = activations(dtype, 1, (first + rows, inputs))[first * inputs..].to_vec();
         let other = normal(4, (first + rows) * outputs)[first * outputs..].to_vec();
-        let w = representable(dtype, 2, (inputs, outputs), inputs);
+        let w = weights(dtype, 2, (inputs, outputs));
         let w_t: Vec<f32> = (0..w.len()).map(|i| w[i % inputs * outputs + i / inputs]).collect();
         let bias = real(b, &normal(3, outputs));
         let linear = b.weight(Matrix { data: &w, rows: inputs, cols: outputs }, Role::Linear).unwrap();
@@ -230,11 +255,11 @@ impl ProductGradient {
 
 impl Gradient for ProductGradient {
     fn inputs(&self) -> Vec<(&'static str, Vec<f32>)> {
-        let weights = representable(self.dtype, 2, (self.inputs, self.outputs), self.inputs);
+        let weights = weights(self.dtype, 2, (self.inputs, self.outputs));
         // about 1 / √inputs, and exact
         let scale = (-(self.inputs.max(1) as f32).log2() / 2.0).round().exp2();
         let mut list = vec![
-            ("x", representable(self.dtype, 1, (self.rows, self.inputs), self.inputs)),
+            ("x", activations(self.dtype, 1, (self.rows, self.inputs))),
             ("w", weights.iter().map(|w| w * scale).collect()),
         ];
         if let Product::Linear | Product::LinearGelu = self.product {
@@ -264,7 +289,7 @@ impl Gradient for ProductGradient {
         let dy = &(if self.dtype == Dtype::F32 {
             dy.to_vec()
         } else {
-            representable(self.dtype, 5, (rows, self.outputs), self.outputs)
+            activations(self.dtype, 5, (rows, self.outputs))
         })[..];
         let (x, real_x, w) = (act(b, &inputs[0]), real(b, &inputs[0]), self.weight(b, &inputs[1]));
         let (mut dy, real_dy) = (act(b, dy), real(b, dy));

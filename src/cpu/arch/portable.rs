@@ -162,6 +162,13 @@ impl Simd for Portable {
         map(a, |a| a.to_bits() as i32 as f32)
     }
 
+    #[inline(always)]
+    fn store_bytes(self, y: &mut [f32], v: F32) {
+        if let Some(y) = y.first_mut() {
+            *y = f32::from_bits(u32::from_le_bytes(v.map(|v| v as i32 as u8)));
+        }
+    }
+
     // Adding 1.5 · 2²³ + 127 leaves the biased exponent in the low bits; the shift drops the rest.
     #[inline(always)]
     fn pow2(self, n: F32) -> F32 {

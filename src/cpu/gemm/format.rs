@@ -11,10 +11,7 @@ pub enum Format {
     Bf16,
     /// Four integers from −127 to 127, the first in the lowest byte; each output has a scale, so that its largest weight is
     /// 127.
-    Int8 {
-        /// What the kernel's activations have on top of their value.
-        offset: i32,
-    },
+    Int8,
 }
 
 impl Format {
@@ -23,15 +20,15 @@ impl Format {
         match self {
             Format::F32 => 1,
             Format::Bf16 => 2,
-            Format::Int8 { .. } => 4,
+            Format::Int8 => 4,
         }
     }
 
-    /// Vectors that follow a panel's words: the outputs' scales, and what their sums start from, `−offset · Σ w`.
+    /// Vectors that follow a panel's words: the outputs' scales and totals, the latter the sums of their integers.
     pub const fn extras(self) -> usize {
         match self {
             Format::F32 | Format::Bf16 => 0,
-            Format::Int8 { .. } => 2,
+            Format::Int8 => 2,
         }
     }
 }
@@ -69,20 +66,8 @@ pub fn element(format: Format, word: f32, i: usize) -> f32 {
     match format {
         Format::F32 => word,
         Format::Bf16 => f32::from_bits(word.to_bits() >> (16 * i) << 16),
-        Format::Int8 { .. } => f32::from((word.to_bits() >> (8 * i)) as i8),
+        Format::Int8 => f32::from((word.to_bits() >> (8 * i)) as i8),
     }
-}
-
-/// The scale that takes the largest magnitude to 127; one where there is nothing to scale, NaN where it is NaN.
-#[inline(always)]
-pub fn int8_scale(greatest: f32) -> f32 {
-    if greatest == 0.0 { 1.0 } else { greatest / 127.0 }
-}
-
-/// `round(x / scale)`, halves to even, for magnitudes up to 127: the bits of the sum end in those of the integer.
-#[inline(always)]
-pub fn int8_bits(x: f32, scale: f32) -> u32 {
-    (x / scale + 12_582_912.0).to_bits() & 0xff
 }
 
 /// Two bf16 a word; a value that has no partner gets zero.
@@ -106,71 +91,6 @@ impl Kernel for Bf16Words<'_> {
     }
 }
 
-/// The largest magnitude, zero of nothing; NaN if anything is not finite, as no integer says so.
-pub struct Greatest<'a>(pub &'a [f32]);
-
-impl Kernel for Greatest<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> f32 {
-        let (mut greatest, mut nothing) = (s.splat(0.0), s.splat(0.0));
-        for i in (0..self.0.len()).step_by(S::LANES) {
-            let x = s.load(&self.0[i..]);
-            greatest = s.max(greatest, s.copysign(x, s.splat(1.0)));
-            nothing = s.fma(x, s.splat(0.0), nothing);
-        }
-        if s.sum(nothing) == 0.0 { s.max_lane(greatest) } else { f32::NAN }
-    }
-}
-
-/// Four integers a word, each `offset` more than `x / scale`, as bytes; beyond the row they are `offset`.
-pub struct Int8Words<'a> {
-    pub words: &'a mut [f32],
-    pub x: &'a [f32],
-    pub scale: f32,
-    pub offset: u32,
-}
-
-impl Kernel for Int8Words<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _s: S) {
-        let Int8Words { words, x, scale, offset } = self;
-        let (quads, rest) = x.as_chunks::<4>();
-        let byte = |x: f32| int8_bits(x, scale).wrapping_add(offset) & 0xff;
-        for (word, quad) in words.iter_mut().zip(quads) {
-            let [a, b, c, d] = *quad;
-            *word = f32::from_bits(byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24);
-        }
-        if let Some(word) = words.get_mut(quads.len()).filter(|_| !rest.is_empty()) {
-            let at = |i: usize| byte(rest.get(i).copied().unwrap_or(0.0));
-            *word = f32::from_bits(at(0) | at(1) << 8 | at(2) << 16 | at(3) << 24);
-        }
-    }
-}
-
-/// `round(x / scale)`, as f32.
-pub struct Integers<'a> {
-    pub y: &'a mut [f32],
-    pub x: &'a [f32],
-    pub scale: f32,
-}
-
-impl Kernel for Integers<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let scale = s.splat(self.scale);
-        for i in (0..self.x.len()).step_by(S::LANES) {
-            let v = s.round(s.div(s.load(&self.x[i..]), scale));
-            s.store(&mut self.y[i..], v);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,22 +104,6 @@ mod tests {
         }
         for bits in [0x7f80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fc0_0000] {
             assert!(half::bf16::from_bits(bf16_bits(f32::from_bits(bits)) as u16).is_nan());
-        }
-    }
-
-    #[test]
-    fn integers_are_rounded_to_even() {
-        for (x, expected) in [(0.0, 0), (0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (127.0, 127), (-127.0, -127)] {
-            assert_eq!(int8_bits(x, 1.0) as u8 as i8, expected, "{x}");
-        }
-        assert_eq!((int8_scale(0.0), int8_scale(254.0)), (1.0, 2.0));
-        let token = crate::cpu::Isa::best().token().unwrap();
-        let greatest = |x: &[f32]| int8_scale(token.run(Greatest(x)));
-        let mut row = [-254.0; 37];
-        assert_eq!((greatest(&row), greatest(&[])), (2.0, 1.0));
-        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            row[20] = bad;
-            assert!(greatest(&row).is_nan(), "{bad} is lost");
         }
     }
 }

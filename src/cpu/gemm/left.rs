@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::format::{Bf16Words, Greatest, Int8Words, Integers, bf16_words_of, int8_scale};
+use super::format::{Bf16Words, bf16_words_of};
+use super::integers::{Bytes, IntegersOf, Row, Steps};
 use crate::cpu::parallel::with_scratch;
 use crate::cpu::simd::{Form, Kernel, Simd, Token, Transpose, copy_row};
 
@@ -25,12 +26,13 @@ pub const fn floats_per_word(form: Form, group: usize) -> usize {
 
 /// Floats that [`pack`] writes for `rows` rows and `words` words.
 pub const fn packed_len(form: Form, group: usize, rows: usize, words: usize) -> usize {
-    rows * (words * floats_per_word(form, group) + form.scaled() as usize)
+    rows * (words * floats_per_word(form, group) + 2 * form.scaled() as usize)
 }
 
-/// Arranges `rows` of `x` word by word, row by row within a word; then the rows' scales, if they have any.
+/// Arranges `rows` of `x` word by word, row by row within a word; then the rows' scales and zeros, if they have any.
 ///
-/// Beyond `inputs` the last word holds zeros.
+/// Integers are those of `x` times `balance`, which is empty or has all inputs. Beyond `inputs` the last word holds what
+/// weights of zero may meet.
 pub fn pack(
     token: Token,
     (form, group): (Form, usize),
@@ -38,9 +40,10 @@ pub fn pack(
     x: Left<'_>,
     rows: Range<usize>,
     inputs: Range<usize>,
+    balance: &[f32],
 ) {
     let (count, width) = (rows.len(), inputs.len().div_ceil(group) * floats_per_word(form, group));
-    let (packed, scales) = packed.split_at_mut(count * width);
+    let (packed, of_rows) = packed.split_at_mut(count * width);
     match x {
         Left::Columns { data, stride } => {
             let data = &data[rows.start..];
@@ -60,12 +63,15 @@ pub fn pack(
                     }
                     Form::Bf16 => token.run(Bf16Words { words: converted, x }),
                     Form::Integers | Form::Bytes => {
-                        scales[r] = int8_scale(token.run(Greatest(x)));
-                        let scale = scales[r];
+                        let row = Row { x, balance };
+                        let integers = token.run(IntegersOf(row));
+                        of_rows[r] = integers.scale;
                         if form == Form::Bytes {
-                            token.run(Int8Words { words: converted, x, scale, offset: 128 });
+                            of_rows[count + r] = integers.zero;
+                            token.run(Bytes { words: converted, row, integers, offset: 0.0 });
                         } else {
-                            token.run(Integers { y: &mut *converted, x, scale });
+                            of_rows[count + r] = 0.0;
+                            token.run(Steps { y: &mut *converted, row, integers });
                             converted[x.len()..].fill(0.0);
                         }
                     }

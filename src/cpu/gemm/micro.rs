@@ -41,8 +41,8 @@ pub trait Microkernel: Copy + Send + Sync + 'static {
     fn block_rows(words: usize) -> usize;
     /// Floats that a packed block takes.
     fn packed_len(rows: usize, words: usize) -> usize;
-    /// Packs `rows` rows of `x` from `first` on, of `inputs` inputs.
-    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, inputs: usize);
+    /// Packs `rows` rows of `x` from `first` on, for a product with `w`.
+    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, w: Panels<'_>);
     /// Whether a single row of so many inputs is packed as it is.
     fn takes_plain_row(inputs: usize) -> bool;
     /// `tile = epilogue(x w)`; `x` is the packed block of the tile's rows.

@@ -9,6 +9,7 @@
 
 mod epilogue;
 mod format;
+mod integers;
 mod left;
 mod matrixmultiply;
 mod micro;

@@ -45,7 +45,7 @@ impl<M: Microkernel> Product<M> {
         if rows <= block && columns < w.outputs && !is_plain(rows) {
             // One block for all tasks.
             return with_scratch(M::packed_len(rows, w.words()), |packed| {
-                self.micro.pack(packed, x, 0, rows, w.inputs);
+                self.micro.pack(packed, x, 0, rows, w);
                 pool.tiles(rows, block, [(y, w.outputs, columns)], |[tile]| {
                     self.micro.block(tile, packed, w, epilogue);
                 });
@@ -58,7 +58,7 @@ impl<M: Microkernel> Product<M> {
                     self.micro.block(tile, &data[rows.start * stride..][..w.inputs], w, epilogue);
                 }
                 _ => with_scratch(M::packed_len(rows.len(), w.words()), |packed| {
-                    self.micro.pack(packed, x, rows.start, rows.len(), w.inputs);
+                    self.micro.pack(packed, x, rows.start, rows.len(), w);
                     self.micro.block(tile, packed, w, epilogue);
                 }),
             }
@@ -115,7 +115,7 @@ impl<M: Microkernel> Gemm for Product<M> {
         pool.bands(y, (second.outputs, second.outputs), of_band, |_, tile| {
             let rows = tile.rows();
             with_scratch(M::packed_len(rows.len(), first.words()), |packed| {
-                self.micro.pack(packed, x, rows.start, rows.len(), first.inputs);
+                self.micro.pack(packed, x, rows.start, rows.len(), first);
                 self.micro.block_twice(tile, packed, Mlp { first, second, bias: mlp.bias, epilogue: mlp.epilogue });
             });
         });
@@ -147,7 +147,7 @@ impl<M: Microkernel> Gemm for Product<M> {
             let range = first..rows.min(first + PIECE);
             with_scratch(Self::LAYOUT.len(range.len(), n), |scratch| {
                 let b = Matrix { data: &b[first * n..range.end * n], rows: range.len(), cols: n };
-                let piece = Panels::pack(pool, self.micro.token(), scratch, b, false, Self::LAYOUT);
+                let piece = Panels::pack(pool, self.micro.token(), scratch, (b, false), &[], Self::LAYOUT);
                 let a = Left::Columns { data: &a[first * m..], stride: m };
                 self.product(pool, y, a, piece, m, Epilogue::Accumulate);
             });

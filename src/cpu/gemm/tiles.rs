@@ -6,7 +6,8 @@
 
 use std::ops::Range;
 
-use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_words_of, int8_scale};
+use super::format::{Bf16Words, Format, bf16_words_of};
+use super::integers::{Bytes, Integers, IntegersOf, Row};
 use super::left::Left;
 use super::micro::Microkernel;
 use super::weight::Panels;
@@ -25,6 +26,8 @@ const BLOCK: usize = 192 << 10;
 /// Steps at the end of a pass in which the upper tiles are finished before the lower ones. Stores that wait for their
 /// sums hold up all that comes after them; so there is always a product left to make meanwhile.
 const TAIL: usize = 2;
+/// What is taken from an integer of a row, as the unit's bytes have signs.
+const MIDDLE: f32 = 128.0;
 
 /// Products of bf16, or of int8 where `INT8`, in a matrix unit.
 #[derive(Clone, Copy)]
@@ -57,16 +60,16 @@ fn place(rows: usize, pass: &Range<usize>, row: usize) -> Range<usize> {
 }
 
 impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
-    /// Converts a row to words; what it returns is its scale.
-    fn convert(self, words: &mut [f32], x: &[f32]) -> f32 {
-        words[x.len() / Self::FORMAT.group()..].fill(0.0);
+    /// Converts a row to words; if they are integers, it returns which.
+    fn convert(self, words: &mut [f32], row: Row<'_>) -> Option<Integers> {
+        words[row.x.len() / Self::FORMAT.group()..].fill(0.0);
         if INT8 {
-            let scale = int8_scale(self.token.run(Greatest(x)));
-            self.token.run(Int8Words { words, x, scale, offset: 0 });
-            scale
+            let integers = self.token.run(IntegersOf(row));
+            self.token.run(Bytes { words, row, integers, offset: MIDDLE });
+            Some(integers)
         } else {
-            self.token.run(Bf16Words { words, x });
-            1.0
+            self.token.run(Bf16Words { words, x: row.x });
+            None
         }
     }
 
@@ -189,7 +192,7 @@ impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
 }
 
 impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
-    const FORMAT: Format = if INT8 { Format::Int8 { offset: 0 } } else { Format::Bf16 };
+    const FORMAT: Format = if INT8 { Format::Int8 } else { Format::Bf16 };
     const WIDTH: usize = SIDE;
     const ROWS: usize = SIDE;
     const GRAIN: usize = SIDE;
@@ -210,18 +213,18 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     }
 
     fn packed_len(rows: usize, words: usize) -> usize {
-        rows.next_multiple_of(TILE_ROWS) * words + if INT8 { rows } else { 0 }
+        rows.next_multiple_of(TILE_ROWS) * words + if INT8 { 2 * rows } else { 0 }
     }
 
-    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, inputs: usize) {
-        let words = inputs.div_ceil(Self::FORMAT.group()).next_multiple_of(TILE_WORDS);
-        let (packed, scales) = packed.split_at_mut(rows.next_multiple_of(TILE_ROWS) * words);
+    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, w: Panels<'_>) {
+        let (inputs, words) = (w.inputs, w.words());
+        let (packed, of_rows) = packed.split_at_mut(rows.next_multiple_of(TILE_ROWS) * words);
         match x {
             Left::Rows { data, stride } => with_scratch(words, |converted| {
                 for r in 0..rows {
-                    let scale = self.convert(converted, &data[(first + r) * stride..][..inputs]);
-                    if INT8 {
-                        scales[r] = scale;
+                    let row = Row { x: &data[(first + r) * stride..][..inputs], balance: w.balance };
+                    if let Some(integers) = self.convert(converted, row) {
+                        (of_rows[r], of_rows[rows + r]) = (integers.scale, integers.zero - MIDDLE);
                     }
                     let (tile, row) = (r / TILE_ROWS * TILE_ROWS, r % TILE_ROWS * TILE_WORDS);
                     for pass in passes(rows, words) {
@@ -257,11 +260,11 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
 
     fn block(self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
         let (rows, cols) = (tile.rows().len(), tile.cols());
-        let (x, row_scales) = x.split_at(rows.next_multiple_of(TILE_ROWS) * w.words());
+        let (x, of_rows) = x.split_at(rows.next_multiple_of(TILE_ROWS) * w.words());
         self.columns(rows, cols.clone(), x, w, |sums, rows, col| {
             let cols = col..cols.end.min(col + SIDE);
-            let scales = INT8.then(|| (row_scales, w.extras(col / SIDE)));
-            self.token.run(Leave { tile: &mut tile, rows, cols, outputs: w.outputs, sums, scales, epilogue });
+            let integers = INT8.then(|| (of_rows, w.extras(col / SIDE)));
+            self.token.run(Leave { tile: &mut tile, rows, cols, outputs: w.outputs, sums, integers, epilogue });
         });
     }
 
@@ -301,7 +304,7 @@ impl<'x, F: Fn(usize) -> &'x [f32]> Kernel for WordsOfColumns<'_, F> {
     }
 }
 
-/// `y = epilogue(sums)` for columns `cols` of a tile, integers with the scales of their rows and outputs.
+/// `y = epilogue(sums)` for columns `cols` of a tile.
 struct Leave<'a, 'b> {
     tile: &'a mut Tile<'b>,
     /// Counted in the tile.
@@ -310,7 +313,8 @@ struct Leave<'a, 'b> {
     /// Columns of the whole matrix.
     outputs: usize,
     sums: &'a [f32],
-    scales: Option<(&'a [f32], &'a [f32])>,
+    /// Of integers: scales, then zeros, of the rows; scales, then totals, of the outputs.
+    integers: Option<(&'a [f32], &'a [f32])>,
     epilogue: Epilogue<'a>,
 }
 
@@ -319,8 +323,8 @@ impl Kernel for Leave<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Leave { tile, rows, cols, outputs, sums, scales, epilogue } = self;
-        let (first, sums) = (tile.rows().start, sums.as_chunks::<SIDE>().0);
+        let Leave { tile, rows, cols, outputs, sums, integers, epilogue } = self;
+        let (first, count, sums) = (tile.rows().start, tile.rows().len(), sums.as_chunks::<SIDE>().0);
         for r in rows {
             let (row, sums) = (first + r, &sums[r]);
             let of_row = epilogue.of_row(row, cols.clone(), outputs);
@@ -333,8 +337,10 @@ impl Kernel for Leave<'_, '_> {
             }
             for i in (0..y.len()).step_by(S::LANES) {
                 let mut v = s.load(&sums[i..]);
-                if let Some((rows, outputs)) = scales {
-                    v = s.mul(s.integer(v), s.mul(s.splat(rows[r]), s.load(&outputs[i..])));
+                if let Some((of_rows, outputs)) = integers {
+                    let (scale, zero) = (s.splat(of_rows[r]), s.splat(-of_rows[count + r]));
+                    let steps = s.fma(zero, s.load(&outputs[SIDE + i..]), s.integer(v));
+                    v = s.mul(steps, s.mul(scale, s.load(&outputs[i..])));
                 }
                 v = of_row.apply(s, v, i);
                 if epilogue.accumulates() {
@@ -384,6 +390,7 @@ mod tests {
 
     use super::*;
     use crate::backend::Matrix;
+    use crate::cpu::gemm::integers::tests::even_weights;
     use crate::cpu::gemm::product::Product;
     use crate::cpu::gemm::{Epilogue, Gemm};
     use crate::cpu::parallel::Pool;
@@ -456,13 +463,16 @@ mod tests {
         }
     }
 
-    /// Integers, of which the first in each row and column is 127: exact in both formats, and so are their sums.
-    fn integers(seed: u64, rows: usize, cols: usize) -> Vec<f32> {
-        let at = |i: usize| match (i / cols, i % cols) {
-            (0, _) | (_, 0) => 127.0,
-            _ => (Rng::new(seed, Stream::Init, 0).words(i as u32)[0] % 255) as f32 - 127.0,
+    /// Integers that are exact in both formats, as each row has all 256 between its extremes.
+    fn activations(seed: u64, rows: usize, inputs: usize) -> Vec<f32> {
+        let rng = Rng::new(seed, Stream::Init, 0);
+        let at = |i: usize| match i % inputs {
+            0 if inputs == 1 => 255.0,
+            0 => 127.0,
+            k if k + 1 == inputs => -128.0,
+            _ => (rng.words(i as u32)[0] % 255) as f32 - 127.0,
         };
-        (0..rows * cols).map(at).collect()
+        (0..rows * inputs).map(at).collect()
     }
 
     #[test]
@@ -484,7 +494,7 @@ mod tests {
             (300, 5, 7),
             (70, 1030, 40),
         ] {
-            let (x, w) = (integers(1, rows, inputs), integers(2, inputs, outputs));
+            let (x, w) = (activations(1, rows, inputs), even_weights(inputs, outputs));
             let at = |r: usize, n: usize| (0..inputs).map(|k| x[r * inputs + k] * w[k * outputs + n]).sum();
             let expected: Vec<f32> = (0..rows * outputs).map(|i| at(i / outputs, i % outputs)).collect();
             for (gemm, pool) in products.iter().flat_map(|gemm| pools.each_ref().map(|pool| (gemm, pool))) {
@@ -500,7 +510,7 @@ mod tests {
             let (gemm, pool) = (&products[0], &pools[1]);
             let matrix = Matrix { data: &w, rows: inputs, cols: outputs };
             let weight = gemm.prepare(pool, matrix, false).unwrap();
-            let dy = integers(3, rows, outputs);
+            let dy = activations(3, rows, outputs);
             let mut dx = vec![f32::NAN; rows * inputs];
             gemm.multiply_by_transpose(pool, &mut dx, &dy, &weight, rows, false);
             let at = |r: usize, k: usize| (0..outputs).map(|n| dy[r * outputs + n] * w[k * outputs + n]).sum::<f32>();

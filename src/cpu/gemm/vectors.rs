@@ -80,8 +80,7 @@ impl<D: Dot> Microkernel for Vectors<D> {
     const FORMAT: Format = match (D::GROUP, D::FORM) {
         (1, _) => Format::F32,
         (2, _) => Format::Bf16,
-        (_, Form::Bytes) => Format::Int8 { offset: 128 },
-        _ => Format::Int8 { offset: 0 },
+        _ => Format::Int8,
     };
     const WIDTH: usize = 2 * D::Simd::LANES;
     const ROWS: usize = D::Simd::TILE_ROWS;
@@ -103,12 +102,14 @@ impl<D: Dot> Microkernel for Vectors<D> {
         Self::passes(words).map(pass).sum()
     }
 
-    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, inputs: usize) {
+    fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, w: Panels<'_>) {
+        let inputs = w.inputs;
         for pass in Self::passes(inputs.div_ceil(D::GROUP)) {
             for (start, len) in Self::tiles(rows) {
                 let inputs = (pass.start * D::GROUP).min(inputs)..(pass.end * D::GROUP).min(inputs);
                 let packed = &mut packed[Self::place(rows, &pass, start, len)];
-                pack(self.token(), (D::FORM, D::GROUP), packed, x, first + start..first + start + len, inputs);
+                let rows = first + start..first + start + len;
+                pack(self.token(), (D::FORM, D::GROUP), packed, x, rows, inputs, w.balance);
             }
         }
     }
@@ -158,14 +159,9 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
         let cols = col..y.cols().end.min(col + 2 * lanes);
         let middle = lanes.min(cols.len());
         let words = D::Simd::arrays(w.words).as_chunks::<2>().0;
-        let (x, row_scales) = x.split_at(words.len() * M * (size_of::<D::X>() / size_of::<f32>()));
+        let (x, of_rows) = x.split_at(words.len() * M * (size_of::<D::X>() / size_of::<f32>()));
         let x = &bytemuck::cast_slice::<f32, D::X>(x).as_chunks::<M>().0[..words.len()];
-        let (mut scales, mut starts) = ([s.splat(1.0); 2], [s.splat(0.0); 2]);
-        if D::FORM.scaled() {
-            let [a, b, c, d] = D::Simd::arrays(w.extras) else { unreachable!("scales and starts of a panel") };
-            (scales, starts) = ([s.load_array(a), s.load_array(b)], [s.load_array(c), s.load_array(d)]);
-        }
-        let mut sums = [[d.start(starts[0]), d.start(starts[1])]; M];
+        let mut sums = [[d.start(); 2]; M];
         if M > STREAMING_ROWS {
             // So that the result's lines are there when the sums are.
             for r in 0..M {
@@ -191,8 +187,12 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
             let (left, right) = y.part(row + r, cols.clone()).split_at_mut(middle);
             let mut values = [d.finish(sums[r][0]), d.finish(sums[r][1])];
             if D::FORM.scaled() {
-                let scale = s.splat(row_scales[r]);
-                values = [s.mul(values[0], s.mul(scale, scales[0])), s.mul(values[1], s.mul(scale, scales[1]))];
+                let [scales @ .., first, second] = D::Simd::arrays(w.extras) else { unreachable!("extras of a panel") };
+                let (scale, zero) = (s.splat(of_rows[r]), s.splat(-of_rows[M + r]));
+                for (i, total) in [first, second].into_iter().enumerate() {
+                    let steps = s.fma(zero, s.load_array(total), values[i]);
+                    values[i] = s.mul(steps, s.mul(scale, s.load_array(&scales[i])));
+                }
             }
             if add {
                 values = [s.add(values[0], s.load(left)), s.add(values[1], s.load(right))];

@@ -1,9 +1,11 @@
 //! A weight as the matrix products want it.
 
+use std::iter::repeat;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::format::{Bf16Words, Format, Greatest, Int8Words, bf16_words_of, element, int8_bits, int8_scale};
+use super::format::{Bf16Words, Format, bf16_words_of, element};
+use super::integers::{WeightScale, WeightWords, balance, weight_bits, weight_scale, weight_sum, weight_word};
 use super::micro::Piece;
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
@@ -19,6 +21,8 @@ pub struct Weight {
     pub(super) inputs: usize,
     /// `out`.
     pub(super) outputs: usize,
+    /// Of integers, what comes in is multiplied with: [`balance`]; else nothing.
+    balance: Vec<f32>,
     /// Panels of `Wᵀ`, from the first time on that they were asked for.
     transpose: OnceLock<Buffer<f32>>,
 }
@@ -75,7 +79,8 @@ impl Weight {
         } else {
             Order::Strided { inputs: outputs, outputs: 1 }
         };
-        Ok(Weight { data: Buffer::from_slice(matrix.data)?, order, inputs, outputs, transpose: OnceLock::new() })
+        let data = Buffer::from_slice(matrix.data)?;
+        Ok(Weight { data, order, inputs, outputs, balance: Vec::new(), transpose: OnceLock::new() })
     }
 
     /// Packs a matrix into panels.
@@ -87,9 +92,18 @@ impl Weight {
         layout: Layout,
     ) -> Result<Self> {
         let (inputs, outputs) = sizes(matrix, transposed);
-        let mut data = Buffer::try_zeroed(layout.len(inputs, outputs))?;
-        Panels::pack(pool, token, &mut data, matrix, transposed, layout);
-        Ok(Weight { data, order: Order::Panels(layout), inputs, outputs, transpose: OnceLock::new() })
+        let data = Buffer::try_zeroed(layout.len(inputs, outputs))?;
+        let (order, balance) = (Order::Panels(layout), Vec::new());
+        let mut weight = Weight { data, order, inputs, outputs, balance, transpose: OnceLock::new() };
+        weight.fill(pool, token, matrix, transposed, layout);
+        Ok(weight)
+    }
+
+    fn fill(&mut self, pool: &Pool, token: Token, matrix: Matrix<'_>, transposed: bool, layout: Layout) {
+        if layout.format == Format::Int8 {
+            self.balance = balance(matrix, transposed);
+        }
+        Panels::pack(pool, token, &mut self.data, (matrix, transposed), &self.balance, layout);
     }
 
     /// Takes over other values, stored as the first ones were.
@@ -104,9 +118,9 @@ impl Weight {
         match self.order {
             Order::Strided { .. } => self.data.copy_from_slice(values),
             Order::Panels(layout) => {
-                Panels::pack(pool, token, &mut self.data, matrix, transposed, layout);
+                self.fill(pool, token, matrix, transposed, layout);
                 if let Some(transpose) = self.transpose.get_mut() {
-                    Panels::pack(pool, token, transpose, matrix, !transposed, layout);
+                    Panels::pack(pool, token, transpose, (matrix, !transposed), &[], layout);
                 }
             }
         }
@@ -140,13 +154,14 @@ impl Weight {
         };
         let words = self.data.get(start..).unwrap_or_default().iter().step_by(stride);
         let elements = words.flat_map(move |word| (0..format.group()).map(move |i| scale * element(format, *word, i)));
-        elements.take(self.inputs)
+        let factors = self.balance.iter().copied().chain(repeat(1.0));
+        elements.zip(factors).map(|(w, factor)| w * factor).take(self.inputs)
     }
 
     /// The panels, which are laid out like this.
     pub(super) fn as_panels(&self, layout: Layout) -> Panels<'_> {
         assert_eq!(self.order, Order::Panels(layout), "a weight prepared for another matrix product");
-        Panels { data: &self.data, layout, inputs: self.inputs, outputs: self.outputs }
+        Panels { data: &self.data, layout, inputs: self.inputs, outputs: self.outputs, balance: &self.balance }
     }
 
     /// Panels of `Wᵀ`, which are made the first time and kept.
@@ -155,14 +170,15 @@ impl Weight {
     /// There is no memory for them.
     pub(super) fn transpose(&self, pool: &Pool, token: Token) -> Panels<'_> {
         let Order::Panels(layout) = self.order else { panic!("a weight prepared for another matrix product") };
+        assert_ne!(layout.format, Format::Int8, "integer weights have no gradient");
         let data = self.transpose.get_or_init(|| {
             let values: Vec<f32> = (0..self.outputs).flat_map(|n| self.row(n)).collect();
             let matrix = Matrix { data: &values, rows: self.outputs, cols: self.inputs };
             let mut data = Buffer::zeroed(layout.len(self.outputs, self.inputs));
-            Panels::pack(pool, token, &mut data, matrix, false, layout);
+            Panels::pack(pool, token, &mut data, (matrix, false), &[], layout);
             data
         });
-        Panels { data, layout, inputs: self.outputs, outputs: self.inputs }
+        Panels { data, layout, inputs: self.outputs, outputs: self.inputs, balance: &[] }
     }
 
     /// All elements, and the distances between inputs and between outputs.
@@ -189,6 +205,8 @@ pub(super) struct Panels<'a> {
     pub inputs: usize,
     /// `out`.
     pub outputs: usize,
+    /// What comes in is multiplied with, for integers.
+    pub balance: &'a [f32],
 }
 
 impl<'a> Panels<'a> {
@@ -224,13 +242,14 @@ impl<'a> Panels<'a> {
         Piece { words: &all[words.start * width..words.end * width], extras }
     }
 
-    /// Packs a matrix, stored `(out, in)` if `transposed`; `data` is as long as the panels are.
+    /// Packs a matrix, stored `(out, in)` if `transposed`, divided by `balance` if it becomes integers; `data` is as long as
+    /// the panels are.
     pub fn pack(
         pool: &Pool,
         token: Token,
         data: &'a mut [f32],
-        matrix: Matrix<'_>,
-        transposed: bool,
+        (matrix, transposed): (Matrix<'_>, bool),
+        balance: &'a [f32],
         layout: Layout,
     ) -> Self {
         let (inputs, outputs) = sizes(matrix, transposed);
@@ -239,14 +258,16 @@ impl<'a> Panels<'a> {
                 let count = layout.width.min(outputs - first);
                 let rows = &matrix.data[first * inputs..][..count * inputs];
                 let narrow = if layout.format == Format::F32 { 0 } else { inputs.div_ceil(layout.format.group()) };
-                with_scratch(count * narrow, |scratch| token.run(PackRows { packed, scratch, rows, inputs, layout }));
+                with_scratch(count * narrow, |scratch| {
+                    token.run(PackRows { packed, scratch, rows, inputs, balance, layout });
+                });
             });
         } else {
             for_each_panel(pool, data, (inputs, outputs), layout, SIDE_BY_SIDE, |first, packed| {
-                token.run(PackColumns { packed, matrix, first, layout });
+                token.run(PackColumns { packed, matrix, first, balance, layout });
             });
         }
-        Panels { data, layout, inputs, outputs }
+        Panels { data, layout, inputs, outputs, balance }
     }
 
     /// Packs rows `range` of the transpose, which are outputs of `self`, of f32; `data` is as long as their panels are.
@@ -266,7 +287,7 @@ impl<'a> Panels<'a> {
                 token.run(Transpose { y: (packed, width), x: (rows, width), size });
             }
         });
-        Panels { data, layout, inputs, outputs }
+        Panels { data, layout, inputs, outputs, balance: &[] }
     }
 }
 
@@ -277,6 +298,7 @@ struct PackRows<'a> {
     scratch: &'a mut [f32],
     rows: &'a [f32],
     inputs: usize,
+    balance: &'a [f32],
     layout: Layout,
 }
 
@@ -285,7 +307,7 @@ impl Kernel for PackRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackRows { packed, scratch, rows, inputs, layout } = self;
+        let PackRows { packed, scratch, rows, inputs, balance, layout } = self;
         let (width, words) = (layout.width, layout.words(inputs));
         let (packed, extras) = packed.split_at_mut(words * width);
         let (count, used) = (rows.len() / inputs.max(1), inputs.div_ceil(layout.format.group()));
@@ -297,12 +319,11 @@ impl Kernel for PackRows<'_> {
             match layout.format {
                 Format::F32 => unreachable!("taken as it is"),
                 Format::Bf16 => Bf16Words { words, x }.run(s),
-                Format::Int8 { offset } => {
-                    let scale = int8_scale(Greatest(x).run(s));
-                    Int8Words { words, x, scale, offset: 0 }.run(s);
-                    let sum: i32 = x.iter().map(|&w| int8_bits(w, scale) as i8 as i32).sum();
+                Format::Int8 => {
+                    let scale = WeightScale { x, balance }.run(s);
+                    WeightWords { words, x, balance, scale }.run(s);
                     extras[n] = scale;
-                    extras[width + n] = f32::from_bits((-offset * sum) as u32);
+                    extras[width + n] = words.iter().map(|&word| weight_sum(word)).sum();
                 }
             }
         }
@@ -317,6 +338,7 @@ struct PackColumns<'a> {
     matrix: Matrix<'a>,
     /// The first panel's first output.
     first: usize,
+    balance: &'a [f32],
     layout: Layout,
 }
 
@@ -325,7 +347,7 @@ impl Kernel for PackColumns<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PackColumns { packed, matrix, first, layout } = self;
+        let PackColumns { packed, matrix, first, balance, layout } = self;
         let (width, panel) = (layout.width, layout.panel(matrix.rows));
         let panels = packed.len() / panel.max(1);
         let columns = |panel: usize| first + panel * width..matrix.cols.min(first + (panel + 1) * width);
@@ -351,27 +373,25 @@ impl Kernel for PackColumns<'_> {
                     }
                 }
             }
-            Format::Int8 { offset } => {
+            Format::Int8 => {
                 for (i, packed) in packed.chunks_exact_mut(panel.max(1)).enumerate() {
                     let row = |k| row(k, columns(i));
                     let count = columns(i).len();
                     let (packed, extras) = packed.split_at_mut(layout.words(matrix.rows) * width);
-                    let (scales, starts) = extras.split_at_mut(width);
+                    let (scales, totals) = extras.split_at_mut(width);
                     scales[..count].fill(0.0);
+                    totals[..count].fill(0.0);
                     for k in 0..matrix.rows {
-                        (0..count).for_each(|n| scales[n] = scales[n].max(row(k)[n].abs()));
+                        (0..count).for_each(|n| scales[n] = scales[n].max((row(k)[n] / balance[k]).abs()));
                     }
-                    scales[..count].iter_mut().for_each(|scale| *scale = int8_scale(*scale));
-                    let mut sums = vec![0; count];
+                    scales[..count].iter_mut().for_each(|scale| *scale = weight_scale(*scale));
                     for (slots, k) in packed.chunks_exact_mut(width).zip((0..matrix.rows).step_by(4)) {
                         for n in 0..count {
-                            let byte = |i: usize| row(k + i).get(n).map_or(0, |&w| int8_bits(w, scales[n]));
-                            let bytes = [byte(0), byte(1), byte(2), byte(3)];
-                            sums[n] += bytes.iter().map(|&b| b as i8 as i32).sum::<i32>();
-                            slots[n] = f32::from_bits(bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24);
+                            let bits = |k: usize| row(k).get(n).map_or(0, |w| weight_bits(w / balance[k], scales[n]));
+                            slots[n] = weight_word([bits(k), bits(k + 1), bits(k + 2), bits(k + 3)]);
+                            totals[n] += weight_sum(slots[n]);
                         }
                     }
-                    (0..count).for_each(|n| starts[n] = f32::from_bits((-offset * sums[n]) as u32));
                 }
             }
         }
@@ -413,9 +433,9 @@ fn sizes(matrix: Matrix<'_>, transposed: bool) -> (usize, usize) {
 mod tests {
     use super::*;
 
-    const FORMATS: [Format; 4] = [Format::F32, Format::Bf16, Format::Int8 { offset: 0 }, Format::Int8 { offset: 128 }];
+    const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
 
-    /// Integers of which every row and every column has one of magnitude 127: exact in all formats.
+    /// Integers of which every row and every column has one of magnitude 127: exact in all formats that do not balance.
     fn matrix(rows: usize, cols: usize) -> Vec<f32> {
         let at = |r: usize, c: usize| match (r + c) % rows.min(cols) {
             0 => 127.0,
@@ -435,20 +455,27 @@ mod tests {
                 let (inputs, outputs) = sizes(matrix, transposed);
                 let panels = Weight::panels(&pool, token, matrix, transposed, layout).unwrap();
                 let strided = Weight::strided(matrix, transposed).unwrap();
+                // Half a step, and what balancing makes of it.
+                let slack = if format == Format::Int8 { 0.75 } else { 0.0 };
+                let near = |(a, b): (f32, f32)| (a - b).abs() <= slack;
                 for n in 0..outputs {
                     let at = |k| if transposed { data[n * cols + k] } else { data[k * cols + n] };
                     let expected: Vec<f32> = (0..inputs).map(at).collect();
-                    assert!(panels.row(n).eq(expected.iter().copied()), "{format:?}");
+                    assert_eq!(panels.row(n).count(), inputs);
+                    assert!(panels.row(n).zip(expected.iter().copied()).all(near), "{format:?}");
                     assert!(strided.row(n).eq(expected.iter().copied()));
                 }
-                let transpose = panels.transpose(&pool, token);
-                assert_eq!((transpose.inputs, transpose.outputs), (outputs, inputs));
                 let mut other = Weight::panels(&pool, token, matrix, !transposed, layout).unwrap();
-                assert_eq!(transpose.data.len(), other.data.len());
-                let bits = |data: &[f32]| data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                assert_eq!(bits(transpose.data), bits(&other.data), "{format:?}");
+                if format != Format::Int8 {
+                    let transpose = panels.transpose(&pool, token);
+                    assert_eq!((transpose.inputs, transpose.outputs), (outputs, inputs));
+                    assert_eq!(transpose.data.len(), other.data.len());
+                    let bits = |data: &[f32]| data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(transpose.data), bits(&other.data), "{format:?}");
+                }
                 other.refresh(&pool, token, &data.iter().map(|x| -x).collect::<Vec<_>>(), !transposed);
-                assert!(other.row(0).zip(Weight::strided(matrix, !transposed).unwrap().row(0)).all(|(a, b)| a == -b));
+                let strided_other = Weight::strided(matrix, !transposed).unwrap();
+                assert!(other.row(0).zip(strided_other.row(0).map(|x| -x)).all(near), "{format:?}");
                 if format != Format::F32 {
                     continue;
                 }

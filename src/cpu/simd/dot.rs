@@ -13,16 +13,16 @@ use super::{Kernel, Simd};
 pub enum Form {
     /// f32, as many as the word has inputs.
     Floats,
-    /// Integers from −127 to 127 as f32, as many as the word has inputs; the row has a scale.
+    /// Integers from −255 to 255 as f32, as many as the word has inputs; the row has a scale.
     Integers,
     /// A word of two bf16.
     Bf16,
-    /// A word of four integers from −127 to 127, each 128 more, as bytes without a sign; the row has a scale.
+    /// A word of four integers from 0 to 255; the row has a scale, and an integer that stands for zero.
     Bytes,
 }
 
 impl Form {
-    /// Whether rows and outputs have scales that the sums are multiplied with.
+    /// Whether rows and outputs have scales that the sums are multiplied with, and zeros and totals.
     pub const fn scaled(self) -> bool {
         matches!(self, Form::Integers | Form::Bytes)
     }
@@ -49,8 +49,8 @@ pub trait Dot: Copy + Send + Sync + 'static {
     fn simd(self) -> Self::Simd;
     /// Runs `kernel` in a function compiled for these instructions.
     fn vectorize<K: DotKernel<Self>>(self, kernel: K);
-    /// Sums that start from zero; where rows have scales, from the integers in the bits of `start`.
-    fn start(self, start: <Self::Simd as Simd>::F32) -> Self::Sums;
+    /// Sums of nothing.
+    fn start(self) -> Self::Sums;
     /// Reads words.
     fn words(self, w: &<Self::Simd as Simd>::Array) -> Self::Words;
     /// `sums + x · w`.
@@ -104,7 +104,7 @@ impl<S: Simd> Dot for Floats<S> {
     }
 
     #[inline(always)]
-    fn start(self, _start: S::F32) -> S::F32 {
+    fn start(self) -> S::F32 {
         self.0.splat(0.0)
     }
 
@@ -151,7 +151,7 @@ impl<S: Simd> Dot for Bf16Floats<S> {
     }
 
     #[inline(always)]
-    fn start(self, _start: S::F32) -> S::F32 {
+    fn start(self) -> S::F32 {
         self.0.splat(0.0)
     }
 
@@ -200,7 +200,7 @@ impl<S: Simd> Dot for Int8Floats<S> {
     }
 
     #[inline(always)]
-    fn start(self, _start: S::F32) -> S::F32 {
+    fn start(self) -> S::F32 {
         self.0.splat(0.0)
     }
 

@@ -99,6 +99,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn byte<const I: u32>(self, a: Self::F32) -> Self::F32;
     /// The signed integer in the bits of every lane.
     fn integer(self, a: Self::F32) -> Self::F32;
+    /// Stores lanes, which hold integers from −128 to 255, as bytes, four a word, to the first quarter of
+    /// [`LANES`](Simd::LANES) elements of `y`, or to as many as it has.
+    fn store_bytes(self, y: &mut [f32], v: Self::F32);
     /// `2ⁿ` for integers `n` from −126 to 127; anything else gives an unspecified value.
     fn pow2(self, n: Self::F32) -> Self::F32;
     /// `(m, e)` with `a = m · 2ᵉ` and `½ ≤ m < 1`, for positive normal `a`; anything else gives unspecified values.

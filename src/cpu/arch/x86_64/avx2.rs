@@ -179,6 +179,18 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn store_bytes(self, y: &mut [f32], v: __m256) {
+        let [first, second] = avx2!({
+            let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
+            let bytes = _mm256_shuffle_epi8(_mm256_cvtps_epi32(v), order);
+            [_mm256_extract_epi32::<0>(bytes), _mm256_extract_epi32::<4>(bytes)]
+        });
+        for (y, word) in y.iter_mut().zip([first, second]) {
+            *y = f32::from_bits(word as u32);
+        }
+    }
+
+    #[inline(always)]
     fn pow2(self, n: __m256) -> __m256 {
         avx2!({
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));

@@ -178,6 +178,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn store_bytes(self, y: &mut [f32], v: __m512) {
+        let len = y.len().min(LANES / 4);
+        // SAFETY: AVX-512 is there as `self` is; only the lanes that `y` has are written.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+            _mm_mask_storeu_ps(y.as_mut_ptr(), first_lanes(len) as __mmask8, _mm_castsi128_ps(bytes));
+        }
+    }
+
+    #[inline(always)]
     fn pow2(self, n: __m512) -> __m512 {
         avx512!({
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));

@@ -49,8 +49,8 @@ impl Dot for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn start(self, start: __m512) -> __m512i {
-        dot!(_mm512_castps_si512(start))
+    fn start(self) -> __m512i {
+        dot!(_mm512_setzero_si512())
     }
 
     #[inline(always)]
@@ -97,7 +97,7 @@ impl Dot for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn start(self, _start: __m512) -> __m512 {
+    fn start(self) -> __m512 {
         self.0.splat(0.0)
     }
 
