@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ndarray::{Array3, ArrayView, Axis, Dimension, s};
+use ndarray::{Array2, Array3, ArrayView, Axis, Dimension, s};
 
 use super::cases::{CONDITION, Case};
 use super::measure::Job;
@@ -223,9 +223,10 @@ pub fn prefill(engine: &dyn Engine, len: usize, batch: usize, agreement: Agreeme
     if !agreement.holds(alone.view(), together.slice(s![..half, ..])) {
         return Err(wrong("prefill", format!("the first {half} tokens of a row have other logits alone")));
     }
+    let mut logits = vec![Array2::zeros((len, vocab as usize)); batch];
     Ok(Box::new(move || {
         let rows: Vec<&[u32]> = ids.chunks(len).take(batch).collect();
-        engine.logits(&rows, z.slice(s![..batch, .., ..])).map(drop)
+        engine.logits_into(&rows, z.slice(s![..batch, .., ..]), &mut logits)
     }))
 }
 
@@ -364,9 +365,9 @@ mod tests {
             self.0.prior(rows, eps, scale)
         }
 
-        fn logits(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>) -> Result<Vec<Array2<f32>>> {
-            let mut logits = self.0.logits(rows, z)?;
-            for (logits, ids) in logits.iter_mut().zip(rows) {
+        fn logits_into(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>, out: &mut [Array2<f32>]) -> Result<()> {
+            self.0.logits_into(rows, z, out)?;
+            for (logits, ids) in out.iter_mut().zip(rows) {
                 match self.1 {
                     Flaw::Company => *logits += 1e-6 * rows.len() as f32,
                     Flaw::Causality => *logits += 1e-6 * ids.len() as f32,
@@ -374,7 +375,7 @@ mod tests {
                     _ => {}
                 }
             }
-            Ok(logits)
+            Ok(())
         }
 
         fn score(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<Vec<RowScore>> {

@@ -4,6 +4,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::{Mutex, PoisonError};
 
 use bytemuck::Zeroable;
 
@@ -13,18 +14,89 @@ use crate::error::{Error, Result};
 const ALIGN: usize = 64;
 /// A huge page.
 const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of spare blocks together, at most.
+const SPARE: usize = 128 << 20;
 /// The alignment up to which the allocator hands out fresh zero pages as they are, instead of writing zeros itself.
 const ALLOCATOR_ALIGN: usize = 16;
 
 /// A slice on the heap, aligned to 64 bytes and zeroed at first.
 ///
 /// Large buffers come as untouched zero pages from the operating system, in huge pages where it has them: memory is
-/// first touched by the thread that first writes it.
+/// first touched by the thread that first writes it. Pages that are new to the process cost several times what writing
+/// zeros does, so some large blocks are kept when their buffers go, for those to come.
 pub struct Buffer<T> {
     data: NonNull<T>,
     len: usize,
-    block: NonNull<u8>,
+    /// Where `data` is; `None` only when the buffer is gone.
+    block: Option<Block>,
+}
+
+/// What the allocator gave.
+struct Block {
+    start: NonNull<u8>,
     layout: Layout,
+}
+
+// SAFETY: a block is memory that nothing else refers to.
+unsafe impl Send for Block {}
+// SAFETY: a shared block gives no access to its memory.
+unsafe impl Sync for Block {}
+
+impl Block {
+    /// The layout of a block with an aligned address that `bytes` follow.
+    fn layout(bytes: usize) -> Option<Layout> {
+        Layout::from_size_align(bytes.saturating_add(ALIGN), ALLOCATOR_ALIGN).ok()
+    }
+
+    /// A block of zeros.
+    fn new(bytes: usize) -> Option<Self> {
+        let layout = Self::layout(bytes)?;
+        // SAFETY: the layout's size is at least `ALIGN`, so not zero.
+        NonNull::new(unsafe { alloc_zeroed(layout) }).map(|start| Block { start, layout })
+    }
+
+    /// The first aligned address.
+    fn data(&self) -> NonNull<u8> {
+        // SAFETY: a block has `ALIGN` bytes at least, so it reaches to its first aligned address.
+        unsafe { self.start.add(self.start.align_offset(ALIGN)) }
+    }
+
+    fn is_large(&self) -> bool {
+        self.layout.size() >= HUGE_PAGE
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: `start` was allocated with `layout`.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+/// Large blocks of buffers that are gone, the oldest first.
+static SPARES: Mutex<Vec<Block>> = Mutex::new(Vec::new());
+
+/// The smallest spare block that `bytes` fit into and that would not be wasted on them.
+fn take_spare(bytes: usize) -> Option<Block> {
+    let size = Block::layout(bytes)?.size();
+    let fits = size..=size / 2 * 3;
+    let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
+    let sizes = spares.iter().map(|block| block.layout.size()).enumerate();
+    let (best, _) = sizes.filter(|(_, size)| fits.contains(size)).min_by_key(|(_, size)| *size)?;
+    Some(spares.remove(best))
+}
+
+fn keep_spare(block: Block) {
+    let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
+    spares.push(block);
+    let mut bytes: usize = spares.iter().map(|block| block.layout.size()).sum();
+    let superfluous = spares.iter().take_while(|oldest| {
+        let is_much = bytes > SPARE;
+        bytes -= oldest.layout.size();
+        is_much
+    });
+    let count = superfluous.count();
+    spares.drain(..count);
 }
 
 impl<T: Copy + Zeroable> Buffer<T> {
@@ -43,16 +115,19 @@ impl<T: Copy + Zeroable> Buffer<T> {
     pub fn try_zeroed(len: usize) -> Result<Self> {
         const { assert!(align_of::<T>() <= ALLOCATOR_ALIGN) };
         let bytes = len.saturating_mul(size_of::<T>());
-        let layout = Layout::from_size_align(bytes.saturating_add(ALIGN), ALLOCATOR_ALIGN).ok();
-        // SAFETY: the layout's size is at least `ALIGN`, so not zero.
-        let block = layout.and_then(|layout| Some((NonNull::new(unsafe { alloc_zeroed(layout) })?, layout)));
-        let Some((block, layout)) = block else { return Err(no_memory(bytes)) };
-        // SAFETY: the block is longer than `bytes` by `ALIGN`, so it has an aligned address with `bytes` behind it.
-        let data = unsafe { block.add(block.align_offset(ALIGN)) };
-        if bytes >= HUGE_PAGE {
+        let spare = (bytes >= HUGE_PAGE).then(|| take_spare(bytes)).flatten();
+        if let Some(block) = spare {
+            let data = block.data();
+            // SAFETY: the block is longer than `bytes` by `ALIGN` at least, so they follow its first aligned address.
+            unsafe { data.write_bytes(0, bytes) };
+            return Ok(Buffer { data: data.cast(), len, block: Some(block) });
+        }
+        let block = Block::new(bytes).ok_or_else(|| no_memory(bytes))?;
+        let data = block.data();
+        if block.is_large() {
             advise_huge_pages(data, bytes);
         }
-        Ok(Buffer { data: data.cast(), len, block, layout })
+        Ok(Buffer { data: data.cast(), len, block: Some(block) })
     }
 
     /// A buffer that holds `src`.
@@ -108,8 +183,10 @@ impl<T> DerefMut for Buffer<T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        // SAFETY: `block` was allocated with `layout`; the elements are `Copy` and need no drop.
-        unsafe { dealloc(self.block.as_ptr(), self.layout) }
+        // The elements are `Copy` and need no drop.
+        if let Some(block) = self.block.take_if(|block| block.is_large()) {
+            keep_spare(block);
+        }
     }
 }
 
@@ -132,6 +209,22 @@ mod tests {
             assert_eq!(buffer.iter().sum::<f32>(), len as f32);
         }
         assert_eq!(*Buffer::from_slice(&[1u32, 2, 3]).unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn spare_blocks_are_bounded_and_come_back_as_zeros() {
+        let len = HUGE_PAGE / 4 + 7;
+        for _ in 0..3 {
+            let mut buffers = [(); 3].map(|()| Buffer::<f32>::zeroed(len));
+            assert!(buffers.iter().all(|buffer| buffer.iter().all(|x| x.to_bits() == 0)));
+            let mut places = buffers.each_ref().map(|buffer| buffer.as_ptr());
+            places.sort_unstable();
+            assert!(places.windows(2).all(|pair| pair[1] >= pair[0].wrapping_add(len)), "two buffers share memory");
+            buffers.iter_mut().for_each(|buffer| buffer.fill(1.0));
+        }
+        drop(Buffer::<u8>::zeroed(SPARE + 1));
+        let bytes = SPARES.lock().unwrap().iter().map(|block| block.layout.size()).sum::<usize>();
+        assert!(bytes <= SPARE, "{bytes} bytes are kept");
     }
 
     /// The number of bytes overflows, the layout does, and no address space is this large.

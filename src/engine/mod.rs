@@ -3,6 +3,7 @@
 mod device;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod head;
 mod learner;
 mod posterior;
 mod score;
@@ -51,11 +52,22 @@ pub trait Engine: Send + Sync {
     /// [`Error::Unsupported`] for a conditional model.
     fn prior(&self, rows: usize, eps: Option<ArrayView3<'_, f32>>, scale: f32) -> Result<Latents>;
 
-    /// Logits `(T, V)` after every token of each row, given its latents `z (R, L, Z)`.
+    /// Logits after every token of each row, given its latents `z (R, L, Z)`: of row `r` to `out[r] (T, V)`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for rows that the model cannot read, and arrays of another shape.
+    fn logits_into(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>, out: &mut [Array2<f32>]) -> Result<()>;
+
+    /// [`logits_into`](Self::logits_into) new arrays.
     ///
     /// # Errors
     /// [`Error::Input`] for rows that the model cannot read.
-    fn logits(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>) -> Result<Vec<Array2<f32>>>;
+    fn logits(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>) -> Result<Vec<Array2<f32>>> {
+        let vocab = self.config().dims.vocab;
+        let mut out: Vec<_> = rows.iter().map(|ids| Array2::zeros((ids.len(), vocab))).collect();
+        self.logits_into(rows, z, &mut out)?;
+        Ok(out)
+    }
 
     /// How well the decoder, which reads `[condition, sentence]`, predicts each token of the sentence after its first,
     /// given each row's latents `z (R, L, Z)`. The logits of a few tokens are held at a time, never those of a row.
@@ -135,27 +147,21 @@ impl<B: Backend> Engine for Model<B> {
         self.backend.status().map(|()| latents)
     }
 
-    fn logits(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>) -> Result<Vec<Array2<f32>>> {
-        let dims = &self.config.dims;
+    fn logits_into(&self, rows: &[&[u32]], z: ArrayView3<'_, f32>, out: &mut [Array2<f32>]) -> Result<()> {
         for ids in rows {
             self.check_ids("row", ids)?;
         }
         self.check_latents("z", rows.len(), Some(&z))?;
-        let mut logits = Vec::with_capacity(rows.len());
+        let mut places = head::places(rows, out, self.config.dims.vocab)?;
+        let mut places = &mut places[..];
+        let mut done = 0;
         for pass in passes::<B, _>(rows, |ids| ids.len()) {
-            let z = z.slice_axis(Axis(0), (logits.len()..logits.len() + pass.len()).into());
-            let rows: Vec<Row<'_>> = pass.iter().map(|sentence| Row { condition: &[], sentence }).collect();
-            let on_device = logits_pass(self, &rows, &upload_latents(&self.backend, z)?)?;
-            let mut start = 0;
-            for ids in pass {
-                let mut row = Array2::zeros((ids.len(), dims.vocab));
-                let values = row.as_slice_mut().expect("made in standard order");
-                self.backend.read_real_at(values, &on_device, start);
-                start += row.len();
-                logits.push(row);
-            }
+            let z = z.slice_axis(Axis(0), (done..done + pass.len()).into());
+            let (now, later) = places.split_at_mut(pass.len());
+            head::logits_pass(self, pass, z, now)?;
+            (places, done) = (later, done + pass.len());
         }
-        self.backend.status().map(|()| logits)
+        self.backend.status()
     }
 
     fn score(&self, rows: &[Row<'_>], z: ArrayView3<'_, f32>) -> Result<Vec<RowScore>> {
@@ -326,13 +332,4 @@ fn decode_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) ->
     model.fusion_fwd(&mut fusion, z, rows.len());
     model.decoder_fwd(&mut acts, &batch.tokens, Context::Spans(&batch.spans), &fusion, &latents);
     Ok(acts)
-}
-
-/// Logits `(N, V)` of the rows, end to end on the device.
-fn logits_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B::Real]) -> Result<B::Real> {
-    let (backend, dims) = (&model.backend, &model.config.dims);
-    let (acts, tokens) = (decode_pass(model, rows, z)?, rows.iter().map(Row::len).sum::<usize>());
-    let mut logits = backend.real(tokens * dims.vocab)?;
-    backend.head_fwd(&mut logits, &acts.output, &model.params.decoder.wte, tokens);
-    Ok(logits)
 }

@@ -1,14 +1,11 @@
 //! How well the decoder predicts given sentences, without logits of more than a few tokens at a time.
 
 use super::decode_pass;
+use super::head::for_each_head;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::encode::Row;
-
-/// Tokens that the head takes at once: enough for the matrix product to run at its speed, and `(256, V)` logits are
-/// small beside the activations of a pass.
-const HEAD_TOKENS: usize = 256;
 
 /// How well one row's sentence was predicted, token by token.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,23 +35,18 @@ pub(super) fn score_pass<B: Backend>(model: &Model<B>, rows: &[Row<'_>], z: &[B:
         targets.extend_from_slice(targets_of_row);
         start += row.len();
     }
-    let most = index.len().min(HEAD_TOKENS);
-    let (mut hidden, mut logits) = (backend.act(most * dims.hidden)?, backend.real(most * dims.vocab)?);
-    let mut losses = backend.real(most)?;
-    let mut host = vec![0.0_f32; most * dims.vocab];
+    let (mut losses, mut host) = (backend.real(index.len())?, Vec::new());
     let (mut nll, mut correct) = (vec![0.0; index.len()], Vec::with_capacity(index.len()));
-    let chunks = index.chunks(HEAD_TOKENS).zip(targets.chunks(HEAD_TOKENS)).zip(nll.chunks_mut(HEAD_TOKENS));
-    for ((index, targets), nll) in chunks {
-        let count = index.len();
-        backend.gather_rows_fwd(&mut hidden, &acts.output, &backend.ids_from(index)?, count, dims.hidden);
-        backend.head_fwd(&mut logits, &hidden, &model.params.decoder.wte, count);
-        backend.cross_entropy_fwd(&mut losses, &logits, &backend.ids_from(targets)?, count, dims.vocab);
-        backend.read_real(nll, &losses);
-        let host = &mut host[..count * dims.vocab];
-        backend.read_real(host, &logits);
+    for_each_head(model, &acts.output, &index, |logits, part| {
+        let targets = &targets[part.clone()];
+        backend.cross_entropy_fwd(&mut losses, logits, &backend.ids_from(targets)?, part.len(), dims.vocab);
+        backend.read_real(&mut nll[part.clone()], &losses);
+        host.resize(part.len() * dims.vocab, 0.0_f32);
+        backend.read_real(&mut host, logits);
         correct
             .extend(host.chunks_exact(dims.vocab).zip(targets).map(|(logits, &id)| is_greatest(logits, id as usize)));
-    }
+        Ok(())
+    })?;
     let (mut nll, mut correct) = (nll.into_iter(), correct.into_iter());
     Ok(rows
         .iter()
