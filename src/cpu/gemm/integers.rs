@@ -63,16 +63,22 @@ impl Kernel for IntegersOf<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Integers {
+        /// Vectors at a time: each operation takes several cycles, and they need not wait for each other.
+        const CHAINS: usize = 4;
         let nothing = s.splat(0.0);
-        let (mut greatest, mut below, mut finite) = (nothing, nothing, nothing);
-        for i in (0..self.0.x.len()).step_by(S::LANES) {
-            let x = self.0.load(s, i);
-            greatest = s.max(x, greatest);
-            below = s.max(s.sub(nothing, x), below);
-            finite = s.fma(x, nothing, finite);
+        let (mut greatest, mut below, mut finite) = ([nothing; CHAINS], [nothing; CHAINS], [nothing; CHAINS]);
+        let len = self.0.x.len();
+        for first in (0..len).step_by(CHAINS * S::LANES) {
+            for c in 0..CHAINS {
+                let x = self.0.load(s, len.min(first + c * S::LANES));
+                greatest[c] = s.max(x, greatest[c]);
+                below[c] = s.max(s.sub(nothing, x), below[c]);
+                finite[c] = s.fma(x, nothing, finite[c]);
+            }
         }
-        let greatest = if s.sum(finite) == 0.0 { s.max_lane(greatest) } else { f32::NAN };
-        Integers::of(-s.max_lane(below), greatest)
+        let most = |v: [S::F32; CHAINS]| s.max_lane(s.max(s.max(v[0], v[1]), s.max(v[2], v[3])));
+        let finite = s.sum(s.add(s.add(finite[0], finite[1]), s.add(finite[2], finite[3])));
+        Integers::of(-most(below), if finite == 0.0 { most(greatest) } else { f32::NAN })
     }
 }
 
@@ -213,7 +219,7 @@ pub(super) mod tests {
     pub fn even_weights(inputs: usize, outputs: usize) -> Vec<f32> {
         let at = |k: usize, n: usize| {
             let mixed = (k * 31 + n / 2 * 17) % 29;
-            let is_large = n == outputs / 2 * 2 || (mixed % 2 == 0) == (n % 2 == 0);
+            let is_large = n == outputs / 2 * 2 || mixed.is_multiple_of(2) == n.is_multiple_of(2);
             let magnitude = if is_large { 127 } else { 1 + n / 2 * 37 % 126 } as f32;
             if mixed % 3 == n % 3 { -magnitude } else { magnitude }
         };

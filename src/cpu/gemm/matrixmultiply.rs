@@ -40,8 +40,7 @@ impl Gemm for MatrixMultiply {
         let x = View::new(x, (rows, w.rows));
         pool.tiles(rows, BLOCK, [(y, w.cols, BLOCK)], |[mut tile]| {
             sgemm(&mut tile, x, w, epilogue.accumulates());
-            let cols = tile.cols();
-            Portable.vectorize(Finish { tile: &mut tile, cols, outputs: w.cols, epilogue });
+            Portable.vectorize(Finish { tile: &mut tile, outputs: w.cols, epilogue });
         });
     }
 

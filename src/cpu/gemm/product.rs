@@ -20,6 +20,8 @@ use crate::error::Result;
 
 /// Multiply-adds below which a product stays on the calling thread.
 const SERIAL: usize = 1 << 18;
+/// Columns for which packing a row costs next to nothing.
+const MANY_COLUMNS: usize = 1024;
 /// Rows of the right-hand matrix that the products of a backward pass pack at a time: so few that the panels stay in a
 /// cache, a multiple of any pass and of any panel's width.
 const PIECE: usize = 1024;
@@ -72,10 +74,12 @@ impl<M: Microkernel> Product<M> {
         if threads == 1 || rows * w.inputs * w.outputs < SERIAL {
             return (all.0.min(block_tiles * M::ROWS), all.1);
         }
-        // A few tasks a thread even out what else the machine does. Rows are divided first, as each task packs its rows.
+        // A few tasks a thread even out what else the machine does. Rows are divided first, as each task packs its rows, but
+        // where there are many columns to a task, that is little.
         let tasks = 4 * threads;
+        let bands = tasks.div_ceil((w.outputs / MANY_COLUMNS).max(1));
         let tiles = rows.div_ceil(M::ROWS);
-        let tiles_per_block = tiles.div_ceil(tasks).max(tiles.min(block_tiles.div_ceil(3))).min(block_tiles);
+        let tiles_per_block = tiles.div_ceil(bands).max(tiles.min(block_tiles.div_ceil(3))).min(block_tiles);
         // As many blocks for each thread, of nearly the same height, or threads wait for the last one.
         let blocks = match tiles.div_ceil(tiles_per_block) {
             1 => 1,

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::epilogue::{Leave, Scales};
 use super::format::{Bf16Words, Format, bf16_words_of};
 use super::integers::{Bytes, Integers, IntegersOf, Row};
 use super::left::Left;
@@ -259,12 +260,30 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     }
 
     fn block(self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
-        let (rows, cols) = (tile.rows().len(), tile.cols());
-        let (x, of_rows) = x.split_at(rows.next_multiple_of(TILE_ROWS) * w.words());
-        self.columns(rows, cols.clone(), x, w, |sums, rows, col| {
+        let (count, cols) = (tile.rows().len(), tile.cols());
+        let (x, of_rows) = x.split_at(count.next_multiple_of(TILE_ROWS) * w.words());
+        self.columns(count, cols.clone(), x, w, |sums, rows, col| {
             let cols = col..cols.end.min(col + SIDE);
-            let integers = INT8.then(|| (of_rows, w.extras(col / SIDE)));
-            self.token.run(Leave { tile: &mut tile, rows, cols, outputs: w.outputs, sums, integers, epilogue });
+            let scales = INT8.then(|| {
+                let (scales, zeros) = of_rows.split_at(count);
+                Scales {
+                    bits: true,
+                    rows: &scales[rows.start..],
+                    zeros: &zeros[rows.start..],
+                    outputs: w.extras(col / SIDE),
+                }
+            });
+            self.token.run(Leave {
+                tile: &mut tile,
+                sums: &sums[rows.start * SIDE..rows.end * SIDE],
+                rows,
+                cols,
+                outputs: w.outputs,
+                width: SIDE,
+                scales,
+                add: epilogue.accumulates(),
+                epilogue,
+            });
         });
     }
 
@@ -299,54 +318,6 @@ impl<'x, F: Fn(usize) -> &'x [f32]> Kernel for WordsOfColumns<'_, F> {
             match (self.columns)(2 * word) {
                 [] => turned.fill(0.0),
                 lower => bf16_words_of(turned, lower, (self.columns)(2 * word + 1)),
-            }
-        }
-    }
-}
-
-/// `y = epilogue(sums)` for columns `cols` of a tile.
-struct Leave<'a, 'b> {
-    tile: &'a mut Tile<'b>,
-    /// Counted in the tile.
-    rows: Range<usize>,
-    cols: Range<usize>,
-    /// Columns of the whole matrix.
-    outputs: usize,
-    sums: &'a [f32],
-    /// Of integers: scales, then zeros, of the rows; scales, then totals, of the outputs.
-    integers: Option<(&'a [f32], &'a [f32])>,
-    epilogue: Epilogue<'a>,
-}
-
-impl Kernel for Leave<'_, '_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Leave { tile, rows, cols, outputs, sums, integers, epilogue } = self;
-        let (first, count, sums) = (tile.rows().start, tile.rows().len(), sums.as_chunks::<SIDE>().0);
-        for r in rows {
-            let (row, sums) = (first + r, &sums[r]);
-            let of_row = epilogue.of_row(row, cols.clone(), outputs);
-            let y = tile.part(row, cols.clone());
-            if epilogue.accumulates() {
-                // What the next panel is added to.
-                for line in (0..SIDE).step_by(TILE_WORDS) {
-                    s.prefetch(y.as_ptr().wrapping_add(SIDE + line));
-                }
-            }
-            for i in (0..y.len()).step_by(S::LANES) {
-                let mut v = s.load(&sums[i..]);
-                if let Some((of_rows, outputs)) = integers {
-                    let (scale, zero) = (s.splat(of_rows[r]), s.splat(-of_rows[count + r]));
-                    let steps = s.fma(zero, s.load(&outputs[SIDE + i..]), s.integer(v));
-                    v = s.mul(steps, s.mul(scale, s.load(&outputs[i..])));
-                }
-                v = of_row.apply(s, v, i);
-                if epilogue.accumulates() {
-                    v = s.add(s.load(&y[i..]), v);
-                }
-                s.store(&mut y[i..], v);
             }
         }
     }

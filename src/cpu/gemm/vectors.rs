@@ -7,13 +7,13 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::Epilogue;
-use super::epilogue::Finish;
+use super::epilogue::{Leave, Scales};
 use super::format::Format;
 use super::left::{Left, pack, packed_len};
 use super::micro::{Microkernel, Piece};
 use super::weight::Panels;
 use crate::cpu::parallel::Tile;
-use crate::cpu::simd::{Dot, DotKernel, Form, Simd, Token};
+use crate::cpu::simd::{Dot, DotKernel, Form, Kernel, Simd, Token};
 
 /// Rows up to which a tile may meet its weights first; taller ones pass over a piece of a panel that is in a cache.
 const STREAMING_ROWS: usize = 8;
@@ -23,6 +23,8 @@ const STREAMING_AHEAD: usize = 4096;
 const AHEAD: usize = 320;
 /// Rows of a block.
 const BLOCK_ROWS: usize = 144;
+/// Outputs of the widest panel.
+const MOST_WIDTH: usize = 32;
 /// Floats of `x` that may stay in the second-level cache beside the weights that pass through.
 const RESIDENT: usize = 1 << 17;
 
@@ -60,14 +62,12 @@ impl<D: Dot> Vectors<D> {
         first..first + Self::floats(len, pass.len())
     }
 
-    /// `y[row.., col..] (+)= x w` for `len` rows and one panel, as far as the tile of `y` goes.
-    fn tile(self, y: &mut Tile<'_>, (row, len, col): (usize, usize, usize), x: &[f32], w: Piece<'_>, add: bool) {
+    /// The sums of `len` rows and one panel.
+    fn tile(self, sums: Sums<'_, '_>, len: usize, x: &[f32], w: Piece<'_>) {
         macro_rules! pick {
             ($($m:literal)*) => {
                 match len {
-                    $($m if $m <= Self::ROWS => {
-                        self.0.vectorize(Micro::<$m, D> { y, row, col, x, w, add, dot: PhantomData })
-                    })*
+                    $($m if $m <= Self::ROWS => self.0.vectorize(Micro::<$m, D> { sums, x, w, dot: PhantomData }),)*
                     _ => unreachable!("a tile has at most {} rows", Self::ROWS),
                 }
             };
@@ -125,47 +125,57 @@ impl<D: Dot> Microkernel for Vectors<D> {
         for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
             for pass in Self::passes(words) {
                 let add = pass.start > 0 || epilogue.accumulates();
+                let epilogue = if pass.end == words { epilogue } else { Epilogue::Store };
                 for col in group.clone().step_by(Self::WIDTH) {
                     let piece = w.piece(col / Self::WIDTH, &pass);
                     for (start, len) in Self::tiles(rows.len()) {
                         let x = &x[Self::place(rows.len(), &pass, start, len)];
-                        self.tile(&mut tile, (rows.start + start, len, col), x, piece, add);
+                        let sums = Sums { tile: &mut tile, start, col, outputs: w.outputs, add, epilogue };
+                        self.tile(sums, len, x, piece);
                     }
                 }
             }
-            // While the sums are in a cache.
-            self.token().run(Finish { tile: &mut tile, cols: group, outputs: w.outputs, epilogue });
         }
     }
 }
 
-/// The tile of `M` rows.
-struct Micro<'a, 'b, const M: usize, D> {
-    y: &'a mut Tile<'b>,
-    row: usize,
+/// What becomes of the sums of a register tile.
+struct Sums<'a, 'b> {
+    tile: &'a mut Tile<'b>,
+    /// The first row, counted in the tile.
+    start: usize,
+    /// The panel's first column.
     col: usize,
+    /// Columns of the whole matrix.
+    outputs: usize,
+    /// Whether they are added to what the tile holds.
+    add: bool,
+    epilogue: Epilogue<'a>,
+}
+
+/// A register tile of `M` rows.
+struct Micro<'a, 'b, const M: usize, D> {
+    sums: Sums<'a, 'b>,
     x: &'a [f32],
     w: Piece<'a>,
-    /// Whether the sums are added to `y`.
-    add: bool,
     dot: PhantomData<D>,
 }
 
 impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
     #[inline(always)]
     fn run(self, d: D) {
-        let Micro { y, row, col, x, w, add, .. } = self;
+        let Micro { sums: Sums { tile, start, col, outputs, add, epilogue }, x, w, .. } = self;
         let (s, lanes) = (d.simd(), D::Simd::LANES);
-        let cols = col..y.cols().end.min(col + 2 * lanes);
-        let middle = lanes.min(cols.len());
+        let cols = col..tile.cols().end.min(col + 2 * lanes);
         let words = D::Simd::arrays(w.words).as_chunks::<2>().0;
         let (x, of_rows) = x.split_at(words.len() * M * (size_of::<D::X>() / size_of::<f32>()));
         let x = &bytemuck::cast_slice::<f32, D::X>(x).as_chunks::<M>().0[..words.len()];
         let mut sums = [[d.start(); 2]; M];
         if M > STREAMING_ROWS {
-            // So that the result's lines are there when the sums are.
-            for r in 0..M {
-                let y = y.part(row + r, cols.clone());
+            // So that the result's lines, and what is added to them, are there when the sums are.
+            for row in tile.rows().skip(start).take(M) {
+                epilogue.of_row(row, cols.clone(), outputs).fetch(s);
+                let y = tile.part(row, cols.clone());
                 s.prefetch(y.as_ptr());
                 s.prefetch(y[y.len() - 1..].as_ptr());
             }
@@ -183,22 +193,18 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
                 sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
             }
         }
+        let mut complete = [[0.0; MOST_WIDTH]; M];
+        let complete = complete.as_flattened_mut();
         for r in 0..M {
-            let (left, right) = y.part(row + r, cols.clone()).split_at_mut(middle);
-            let mut values = [d.finish(sums[r][0]), d.finish(sums[r][1])];
-            if D::FORM.scaled() {
-                let [scales @ .., first, second] = D::Simd::arrays(w.extras) else { unreachable!("extras of a panel") };
-                let (scale, zero) = (s.splat(of_rows[r]), s.splat(-of_rows[M + r]));
-                for (i, total) in [first, second].into_iter().enumerate() {
-                    let steps = s.fma(zero, s.load_array(total), values[i]);
-                    values[i] = s.mul(steps, s.mul(scale, s.load_array(&scales[i])));
-                }
-            }
-            if add {
-                values = [s.add(values[0], s.load(left)), s.add(values[1], s.load(right))];
-            }
-            s.store(left, values[0]);
-            s.store(right, values[1]);
+            let (left, right) = complete[2 * lanes * r..][..2 * lanes].split_at_mut(lanes);
+            s.store(left, d.finish(sums[r][0]));
+            s.store(right, d.finish(sums[r][1]));
         }
+        let scales = D::FORM.scaled().then(|| {
+            let (rows, zeros) = of_rows.split_at(M);
+            Scales { bits: false, rows, zeros, outputs: w.extras }
+        });
+        let (rows, sums, width) = (start..start + M, &complete[..2 * lanes * M], 2 * lanes);
+        Leave { tile, rows, cols, outputs, sums, width, scales, add, epilogue }.run(s);
     }
 }

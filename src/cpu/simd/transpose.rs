@@ -27,6 +27,9 @@ pub fn transpose<S: Simd>(
         }
         return;
     }
+    if rows < S::LANES && y_stride == rows {
+        return transpose_few(s, y, (x, x_stride), (rows, cols));
+    }
     for col in (0..cols).step_by(S::LANES) {
         for row in (0..rows).step_by(S::LANES) {
             let (height, width) = (S::LANES.min(rows - row), S::LANES.min(cols - col));
@@ -48,6 +51,24 @@ pub fn transpose<S: Simd>(
                     s.store(&mut y[(col + c) * y_stride + row..][..height], square[c]);
                 }
             }
+        }
+    }
+}
+
+/// `y = xᵀ` for `x (rows, cols)` of fewer rows than a vector has lanes, where rows of `y` lie side by side: whole vectors are
+/// stored, and what is too much of one is overwritten by the next.
+#[inline(always)]
+fn transpose_few<S: Simd>(s: S, y: &mut [f32], (x, x_stride): (&[f32], usize), (rows, cols): (usize, usize)) {
+    let y = &mut y[..rows * cols];
+    for col in (0..cols).step_by(S::LANES) {
+        let width = S::LANES.min(cols - col);
+        let mut square = [s.splat(0.0); MOST_LANES];
+        for r in 0..rows {
+            square[r] = s.load(&x[r * x_stride + col..][..width]);
+        }
+        s.transpose(&mut square[..S::LANES]);
+        for c in 0..width {
+            s.store(&mut y[(col + c) * rows..], square[c]);
         }
     }
 }
