@@ -96,6 +96,9 @@ fn scatter<const N: usize>(packed: &mut [f32], x: &[f32], rows: usize) {
     }
 }
 
+/// Rows that are packed at once where there are as many or fewer: a loop of a known length is one vector's.
+const WHOLE: usize = 16;
+
 /// [`pack`] where rows are side by side.
 struct PackColumns<'a> {
     form: Form,
@@ -133,8 +136,16 @@ impl Kernel for PackColumns<'_> {
                 }
             }
             (Form::Bf16, 2) => {
-                for (k, packed) in inputs.clone().step_by(2).zip(packed.chunks_exact_mut(rows)) {
-                    bf16_words_of(packed, column(k), column(k + 1));
+                for (k, word) in inputs.clone().step_by(2).zip((0..).step_by(rows)) {
+                    let whole = |k: usize| data.get(k * stride..).and_then(|column| column.first_chunk::<WHOLE>());
+                    let slots = &mut packed[word..];
+                    match (whole(k), whole(k + 1), slots.first_chunk_mut::<WHOLE>()) {
+                        // What is too much is overwritten by the next words.
+                        (Some(lower), Some(upper), Some(slots)) if rows <= WHOLE && k + 1 < inputs.end => {
+                            bf16_words_of(slots, lower, upper);
+                        }
+                        _ => bf16_words_of(&mut slots[..rows], column(k), column(k + 1)),
+                    }
                 }
             }
             _ => unreachable!("integer weights have no gradient"),
