@@ -23,6 +23,9 @@ const TASK: usize = 64;
 pub(super) const QUERIES: usize = 16;
 /// Queries for which values are read once.
 const GROUP: usize = 4;
+/// Tokens whose keys and values are asked for while few queries of another head are at work: they share the first-level
+/// cache.
+const SOON: usize = 64;
 /// Keys of a panel: few enough that their keys and values stay in the first-level cache.
 pub(super) const KEYS: usize = 32;
 
@@ -136,16 +139,23 @@ impl Cpu {
         let work: usize = sequences.clone().map(|s| (s.end - s.start) * (s.past + s.end - s.start) * width).sum();
         let (block, heads) = if work < SERIAL { (tokens.max(1), dims.heads) } else { (TASK, 1) };
         self.pool.tiles(tokens, block, [(y, width, heads * head_dim), (lse, dims.heads, heads)], |[mut y, mut lse]| {
-            for (row, Sequence { start, end, past }) in sequences.clone().enumerate() {
-                let range = y.rows().start.max(start)..y.rows().end.min(end);
-                if range.is_empty() {
-                    continue;
+            let (tokens, heads) = (y.rows(), y.cols().start / head_dim..y.cols().end / head_dim);
+            let of_task = sequences.clone().enumerate().filter_map(|(row, Sequence { start, end, past })| {
+                let range = tokens.start.max(start)..tokens.end.min(end);
+                (!range.is_empty()).then(|| (row, range.clone(), past + range.start - start))
+            });
+            let mut work = of_task
+                .flat_map(|(row, range, seen)| {
+                    heads.clone().map(move |head| (row, Queries { qkv, dims, mask, head, range: range.clone(), seen }))
+                })
+                .peekable();
+            while let Some((row, queries)) = work.next() {
+                if let Some((row, next)) = work.peek().filter(|(_, next)| next.range.len() < GROUP) {
+                    let tokens = (next.seen + next.range.len()).min(SOON);
+                    self.run(Fetch { memory: memory(*row, next.head), tokens, head_dim });
                 }
-                for head in y.cols().start / head_dim..y.cols().end / head_dim {
-                    let (range, seen) = (range.clone(), past + range.start - start);
-                    let queries = Queries { qkv, dims, mask, head, range, seen };
-                    self.attend_head(&mut y, &mut lse, queries, memory(row, head));
-                }
+                let memory = memory(row, queries.head);
+                self.attend_head(&mut y, &mut lse, queries, memory);
             }
         });
     }
@@ -176,6 +186,24 @@ impl Cpu {
             let size = (KEYS.min(count - first), head_dim);
             self.run(Transpose { y: (panel, KEYS), x: (&x[first * stride..], stride), size });
         }
+    }
+}
+
+/// Asks for keys and values.
+struct Fetch<'a> {
+    memory: Memory<'a>,
+    tokens: usize,
+    head_dim: usize,
+}
+
+impl Kernel for Fetch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Fetch { memory: Memory { keys, values, stride }, tokens, head_dim } = self;
+        fetch(s, keys, stride, (0..tokens, head_dim));
+        fetch(s, values, stride, (0..tokens, head_dim));
     }
 }
 
