@@ -260,6 +260,10 @@ fn what_the_model_cannot_read_is_refused() {
     let z = latents(&model, 1);
     let wrong = z.slice(s![.., 1.., ..]);
     assert!(model.logits(&[&[1]], wrong).unwrap_err().to_string().contains("[1, 4, 12] is needed"));
+    let into = |out: &mut [_]| model.logits_into(&[&[1]], z.view(), out).unwrap_err().to_string();
+    assert!(into(&mut []).contains("0 arrays for 1 rows"));
+    let message = into(&mut [ndarray::Array2::zeros((2, 157))]);
+    assert!(message.contains("out[0]") && message.contains("(2, 157)") && message.contains("(1, 157)"), "{message}");
 }
 
 /// The number of elements overflows, to 0 at that, or fits no memory.

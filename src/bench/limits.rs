@@ -149,7 +149,7 @@ fn dot_peak<D: Dot>(threads: usize) -> Option<f64> {
     let dot = D::new()?;
     Some(rate(threads, || {
         dot.vectorize(Dots);
-        2 * CHAINS * D::Simd::LANES * D::GROUP * STEPS
+        2 * chains::<D::Simd>() * D::Simd::LANES * D::GROUP * STEPS
     }))
 }
 
@@ -222,8 +222,13 @@ impl Kernel for Sum<'_> {
 
 /// Turns of a peak's loop.
 const STEPS: usize = 20_000_000;
-/// Independent sums, enough to hide how long one addition takes.
+/// Independent sums. Where there are registers for twice as many, an addition may take so long that it needs them.
 const CHAINS: usize = 12;
+
+/// Independent sums that fit into the registers.
+const fn chains<S: Simd>() -> usize {
+    if S::LANES == MAX_LANES { 2 * CHAINS } else { CHAINS }
+}
 
 /// Products of what lies in a register, of a narrow type.
 struct Dots;
@@ -234,13 +239,15 @@ impl<D: Dot> DotKernel<D> for Dots {
         let s = d.simd();
         let (x, words) = (black_box(D::X::zeroed()), [0.0; MAX_LANES]);
         let words = d.words(&D::Simd::arrays(black_box(&words))[0]);
-        let mut sums = [d.start(); CHAINS];
+        let mut sums = [[d.start(); CHAINS]; 2];
         for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = d.add(*sum, &x, words);
+            for half in sums.iter_mut().take(chains::<D::Simd>() / CHAINS) {
+                for sum in half {
+                    *sum = d.add(*sum, &x, words);
+                }
             }
         }
-        black_box(sums.into_iter().map(|sum| s.sum(d.finish(sum))).sum::<f32>());
+        black_box(sums.into_iter().flatten().map(|sum| s.sum(d.finish(sum))).sum::<f32>());
     }
 }
 
@@ -256,13 +263,15 @@ impl Kernel for MultiplyAdd {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> usize {
         let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(0.001)));
-        let mut sums = [s.splat(1.0); CHAINS];
+        let mut sums = [[s.splat(1.0); CHAINS]; 2];
         for _ in 0..STEPS {
-            for sum in &mut sums {
-                *sum = s.fma(*sum, a, b);
+            for half in sums.iter_mut().take(chains::<S>() / CHAINS) {
+                for sum in half {
+                    *sum = s.fma(*sum, a, b);
+                }
             }
         }
-        black_box(sums.into_iter().map(|sum| s.sum(sum)).sum::<f32>());
-        2 * CHAINS * S::LANES * STEPS
+        black_box(sums.into_iter().flatten().map(|sum| s.sum(sum)).sum::<f32>());
+        2 * chains::<S>() * S::LANES * STEPS
     }
 }

@@ -39,8 +39,6 @@ struct Block {
 
 // SAFETY: a block is memory that nothing else refers to.
 unsafe impl Send for Block {}
-// SAFETY: a shared block gives no access to its memory.
-unsafe impl Sync for Block {}
 
 impl Block {
     /// The layout of a block with an aligned address that `bytes` follow.
