@@ -10,7 +10,7 @@
 //! know.
 
 use crate::backend::Matrix;
-use crate::cpu::simd::{Kernel, Simd};
+use crate::cpu::simd::{Kernel, Simd, Token, dot};
 
 /// How a row of activations is said in integers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -190,19 +190,38 @@ impl Kernel for WeightWords<'_> {
     }
 }
 
-/// What comes in is multiplied with, for each input of a matrix stored `(in, out)`, or `(out, in)` if `transposed`.
-pub fn balance(matrix: Matrix<'_>, transposed: bool) -> Vec<f32> {
-    let Matrix { data, rows, cols } = matrix;
-    let mut squares = vec![0.0; if transposed { cols } else { rows }];
-    for (r, row) in data.chunks_exact(cols.max(1)).enumerate() {
-        if transposed {
-            squares.iter_mut().zip(row).for_each(|(sum, w)| *sum += w * w);
-        } else {
-            squares[r] = row.iter().map(|w| w * w).sum();
+/// The sum of squares of the weights of each input of a matrix stored `(in, out)`, or `(out, in)` if `transposed`.
+struct Squares<'a> {
+    matrix: Matrix<'a>,
+    transposed: bool,
+}
+
+impl Kernel for Squares<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<f32> {
+        let Matrix { data, rows, cols } = self.matrix;
+        let mut squares = vec![0.0; if self.transposed { cols } else { rows }];
+        for (r, row) in data.chunks_exact(cols.max(1)).enumerate() {
+            if self.transposed {
+                for i in (0..cols).step_by(S::LANES) {
+                    let w = s.load(&row[i..]);
+                    s.add_to(&mut squares[i..], s.mul(w, w));
+                }
+            } else {
+                squares[r] = dot(s, row, row);
+            }
         }
+        squares
     }
+}
+
+/// What comes in is multiplied with, for each input of a matrix stored `(in, out)`, or `(out, in)` if `transposed`.
+pub fn balance(token: Token, matrix: Matrix<'_>, transposed: bool) -> Vec<f32> {
+    let squares = token.run(Squares { matrix, transposed });
     // A quarter of the logarithm of the mean square is that of √rms.
-    let logs = || squares.iter().map(|square: &f32| 0.25 * square.log2());
+    let logs = || squares.iter().map(|square| 0.25 * square.log2());
     let known = || logs().filter(|log| log.is_finite());
     let middle = known().sum::<f32>() / known().count().max(1) as f32;
     // An input without weights has no say, nor do some that are hardly there.
@@ -268,13 +287,14 @@ pub(super) mod tests {
 
     #[test]
     fn large_inputs_are_balanced() {
+        let token = Isa::best().token().unwrap();
         // Rows of rms 1, 16 and 1/16, and one of zeros: √rms is 1, 4 and 1/4.
         let data = [1.0, -1.0, 16.0, 16.0, 0.0625, -0.0625, 0.0, 0.0];
         let matrix = Matrix { data: &data, rows: 4, cols: 2 };
-        assert_eq!(balance(matrix, false), [1.0, 4.0, 0.25, 1.0]);
+        assert_eq!(balance(token, matrix, false), [1.0, 4.0, 0.25, 1.0]);
         let turned = [1.0, 16.0, 0.0625, 0.0, -1.0, 16.0, -0.0625, 0.0];
-        assert_eq!(balance(Matrix { data: &turned, rows: 2, cols: 4 }, true), [1.0, 4.0, 0.25, 1.0]);
-        assert_eq!(balance(Matrix { data: &[f32::NAN, 1.0], rows: 2, cols: 1 }, false), [1.0, 1.0]);
-        assert!(balance(Matrix { data: &[], rows: 0, cols: 3 }, false).is_empty());
+        assert_eq!(balance(token, Matrix { data: &turned, rows: 2, cols: 4 }, true), [1.0, 4.0, 0.25, 1.0]);
+        assert_eq!(balance(token, Matrix { data: &[f32::NAN, 1.0], rows: 2, cols: 1 }, false), [1.0, 1.0]);
+        assert!(balance(token, Matrix { data: &[], rows: 0, cols: 3 }, false).is_empty());
     }
 }

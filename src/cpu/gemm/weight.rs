@@ -101,7 +101,7 @@ impl Weight {
 
     fn fill(&mut self, pool: &Pool, token: Token, matrix: Matrix<'_>, transposed: bool, layout: Layout) {
         if layout.format == Format::Int8 {
-            self.balance = balance(matrix, transposed);
+            self.balance = balance(token, matrix, transposed);
         }
         Panels::pack(pool, token, &mut self.data, (matrix, transposed), &self.balance, layout);
     }
