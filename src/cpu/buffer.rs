@@ -74,9 +74,12 @@ impl Drop for Block {
 /// Large blocks of buffers that are gone, the oldest first.
 static SPARES: Mutex<Vec<Block>> = Mutex::new(Vec::new());
 
-/// The smallest spare block that `bytes` fit into and that would not be wasted on them.
+/// The smallest spare block that `bytes` fit into and that would not be wasted on them; none for what is not large.
 fn take_spare(bytes: usize) -> Option<Block> {
     let size = Block::layout(bytes)?.size();
+    if size < HUGE_PAGE {
+        return None;
+    }
     let fits = size..=size / 2 * 3;
     let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
     let sizes = spares.iter().map(|block| block.layout.size()).enumerate();
@@ -113,8 +116,7 @@ impl<T: Copy + Zeroable> Buffer<T> {
     pub fn try_zeroed(len: usize) -> Result<Self> {
         const { assert!(align_of::<T>() <= ALLOCATOR_ALIGN) };
         let bytes = len.saturating_mul(size_of::<T>());
-        let spare = (bytes >= HUGE_PAGE).then(|| take_spare(bytes)).flatten();
-        if let Some(block) = spare {
+        if let Some(block) = take_spare(bytes) {
             let data = block.data();
             // SAFETY: the block is longer than `bytes` by `ALIGN` at least, so they follow its first aligned address.
             unsafe { data.write_bytes(0, bytes) };

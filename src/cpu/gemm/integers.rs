@@ -40,7 +40,7 @@ impl Integers {
     }
 }
 
-/// What is in a row of activations, `balance` (as long, or empty) being multiplied with it.
+/// A row of activations, which are multiplied with `balance` (as long, or empty), or of weights, which are divided by it.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
     pub x: &'a [f32],
@@ -49,9 +49,15 @@ pub struct Row<'a> {
 
 impl Row<'_> {
     #[inline(always)]
-    fn load<S: Simd>(self, s: S, i: usize) -> S::F32 {
+    fn activations<S: Simd>(self, s: S, i: usize) -> S::F32 {
         let x = s.load(&self.x[i..]);
         if self.balance.is_empty() { x } else { s.mul(x, s.load(&self.balance[i..])) }
+    }
+
+    #[inline(always)]
+    fn weights<S: Simd>(self, s: S, i: usize) -> S::F32 {
+        let w = s.load(&self.x[i..]);
+        if self.balance.is_empty() { w } else { s.div(w, s.load_or(&self.balance[i..], 1.0)) }
     }
 }
 
@@ -70,7 +76,7 @@ impl Kernel for IntegersOf<'_> {
         let len = self.0.x.len();
         for first in (0..len).step_by(CHAINS * S::LANES) {
             for c in 0..CHAINS {
-                let x = self.0.load(s, len.min(first + c * S::LANES));
+                let x = self.0.activations(s, len.min(first + c * S::LANES));
                 greatest[c] = s.max(x, greatest[c]);
                 below[c] = s.max(s.sub(nothing, x), below[c]);
                 finite[c] = s.fma(x, nothing, finite[c]);
@@ -99,7 +105,7 @@ impl Kernel for Bytes<'_> {
         let Bytes { words, row, integers, offset } = self;
         let zero = s.splat(integers.zero - offset);
         for i in (0..row.x.len()).step_by(S::LANES) {
-            let q = s.add(integers.quantize(s, row.load(s, i)), zero);
+            let q = s.add(integers.quantize(s, row.activations(s, i)), zero);
             s.store_bytes(&mut words[i / 4..], q);
         }
     }
@@ -118,7 +124,7 @@ impl Kernel for Steps<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for i in (0..self.row.x.len()).step_by(S::LANES) {
-            let steps = self.integers.quantize(s, self.row.load(s, i));
+            let steps = self.integers.quantize(s, self.row.activations(s, i));
             s.store(&mut self.y[i..], steps);
         }
     }
@@ -148,11 +154,8 @@ pub fn weight_sum(word: f32) -> f32 {
     word.to_bits().to_le_bytes().iter().map(|&byte| f32::from(byte as i8)).sum()
 }
 
-/// [`weight_scale`] of the weights `x / balance` of an output; NaN if one is not finite, as no integer says so.
-pub struct WeightScale<'a> {
-    pub x: &'a [f32],
-    pub balance: &'a [f32],
-}
+/// [`weight_scale`] of the weights of an output; NaN if one is not finite, as no integer says so.
+pub struct WeightScale<'a>(pub Row<'a>);
 
 impl Kernel for WeightScale<'_> {
     type Output = f32;
@@ -160,8 +163,8 @@ impl Kernel for WeightScale<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let (mut greatest, mut finite) = (s.splat(0.0), s.splat(0.0));
-        for i in (0..self.x.len()).step_by(S::LANES) {
-            let w = s.div(s.load(&self.x[i..]), s.load_or(&self.balance[i..], 1.0));
+        for i in (0..self.0.x.len()).step_by(S::LANES) {
+            let w = self.0.weights(s, i);
             greatest = s.max(greatest, s.copysign(w, s.splat(1.0)));
             finite = s.fma(w, s.splat(0.0), finite);
         }
@@ -169,11 +172,10 @@ impl Kernel for WeightScale<'_> {
     }
 }
 
-/// Words of the weights `x / balance` of an output; the last is filled up with zeros.
+/// Words of the weights of an output; the last is filled up with zeros.
 pub struct WeightWords<'a> {
     pub words: &'a mut [f32],
-    pub x: &'a [f32],
-    pub balance: &'a [f32],
+    pub row: Row<'a>,
     pub scale: f32,
 }
 
@@ -183,8 +185,8 @@ impl Kernel for WeightWords<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let scale = s.splat(self.scale);
-        for i in (0..self.x.len()).step_by(S::LANES) {
-            let w = s.div(s.load(&self.x[i..]), s.load_or(&self.balance[i..], 1.0));
+        for i in (0..self.row.x.len()).step_by(S::LANES) {
+            let w = self.row.weights(s, i);
             s.store_bytes(&mut self.words[i / 4..], s.round(s.div(w, scale)));
         }
     }

@@ -197,7 +197,7 @@ impl<T: TileUnit, const INT8: bool> Microkernel for Tiles<T, INT8> {
     const WIDTH: usize = SIDE;
     const ROWS: usize = SIDE;
     const GRAIN: usize = SIDE;
-    // Integers need the greatest of a row before the first is packed.
+    // Integers need the extremes of a row before the first is packed.
     const ROWS_TWICE: usize = if INT8 { 0 } else { 4 * SIDE };
     const ALIGN: usize = TILE_WORDS;
 
