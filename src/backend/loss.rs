@@ -37,7 +37,7 @@ pub struct Draw<'a> {
     pub history: &'a [u32],
 }
 
-/// For a row whose logits are not numbers.
+/// For a row whose token the host is to choose; of a device that chooses, one whose logits are not numbers.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 /// Losses over the vocabulary.
@@ -63,15 +63,13 @@ pub trait LossOps: Storage {
         vocab: usize,
     );
 
-    /// Chooses a token for each of `draws`, or [`NO_TOKEN`]; `logits (rows, V)`. False if the device leaves that to the host;
-    /// it has not looked at the draws then.
+    /// Chooses a token for each of `draws`; `logits (rows, V)`. What the device leaves to the host stays as it is.
     fn sample<'a>(
         &self,
         _tokens: &mut [u32],
         _logits: &Self::Real,
         _draws: impl ExactSizeIterator<Item = Draw<'a>>,
         _vocab: usize,
-    ) -> bool {
-        false
+    ) {
     }
 }

@@ -65,6 +65,12 @@ pub trait Storage: Send + Sync + Sized + 'static {
         work();
     }
 
+    /// Calls `task(i, item)` for each item: work of the host, which is divided among the threads that the device computes
+    /// with, if it does so on the host.
+    fn for_each<T: Send>(&self, items: &mut [T], task: impl Fn(usize, &mut T) + Sync) {
+        items.iter_mut().enumerate().for_each(|(i, item)| task(i, item));
+    }
+
     /// Copies the first `dst.len()` elements of `src`.
     fn read_real<F: HostFloat>(&self, dst: &mut [F], src: &Self::Real) {
         self.read_real_at(dst, src, 0);

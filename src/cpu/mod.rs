@@ -193,11 +193,17 @@ impl Storage for Cpu {
         // Memory that is new to the process costs more than the copy, and threads divide that too.
         const PART: usize = 1 << 18;
         let src = &src[start..start + dst.len()];
-        let parts: Vec<_> = dst.chunks_mut(PART).zip(src.chunks(PART)).map(Mutex::new).collect();
-        self.pool.run(parts.len(), |i| {
-            if let Ok(mut part) = parts[i].lock() {
-                let (dst, src) = &mut *part;
-                dst.iter_mut().zip(*src).for_each(|(dst, src)| *dst = F::from_f32(*src));
+        let mut parts: Vec<_> = dst.chunks_mut(PART).zip(src.chunks(PART)).collect();
+        self.for_each(&mut parts, |_, (dst, src)| {
+            dst.iter_mut().zip(*src).for_each(|(dst, src)| *dst = F::from_f32(*src));
+        });
+    }
+
+    fn for_each<T: Send>(&self, items: &mut [T], task: impl Fn(usize, &mut T) + Sync) {
+        let items: Vec<_> = items.iter_mut().map(Mutex::new).collect();
+        self.pool.run(items.len(), |i| {
+            if let Ok(mut item) = items[i].lock() {
+                task(i, &mut item);
             }
         });
     }

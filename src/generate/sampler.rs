@@ -173,15 +173,21 @@ pub fn greedy(logits: &[f32]) -> Result<u32> {
 }
 
 fn argmax(logits: &[f32]) -> Result<u32> {
-    let mut best = None;
-    let mut max = f32::NEG_INFINITY;
-    for (id, &x) in (0..).zip(logits) {
-        if x.is_nan() || x == f32::INFINITY {
-            let message = format!("{x} at token {id}; the model's weights or activations are not finite");
-            return Err(Error::input("logits", message));
+    // Looked at one by one only where one is greater than all before, or no number.
+    const TOGETHER: usize = 64;
+    let (mut best, mut max) = (None, f32::NEG_INFINITY);
+    for (first, part) in (0..).step_by(TOGETHER).zip(logits.chunks(TOGETHER)) {
+        if part.iter().fold(true, |dull, &x| dull & (x <= max)) {
+            continue;
         }
-        if x > max {
-            (best, max) = (Some(id), x);
+        for (id, &x) in (first..).zip(part) {
+            if x.is_nan() || x == f32::INFINITY {
+                let message = format!("{x} at token {id}; the model's weights or activations are not finite");
+                return Err(Error::input("logits", message));
+            }
+            if x > max {
+                (best, max) = (Some(id), x);
+            }
         }
     }
     best.ok_or_else(|| Error::input("logits", format!("none of the {} is above -inf", logits.len())))
@@ -208,28 +214,40 @@ fn keep_top_k(kept: &mut Vec<(u32, f64)>, k: usize, mode: Mode) {
 }
 
 fn keep_top_p(kept: &mut Vec<(u32, f64)>, p: f64, mode: Mode) {
+    // Steps of the weights, from the greatest on down, whose tokens are kept or dropped together, but those of one step.
+    const STEPS: usize = 2048;
+    const STEPS_PER_NAT: f64 = 64.0;
     if p <= 0.0 || p >= 1.0 {
         return;
     }
     let max = maximum(kept);
-    let wanted = p * kept.iter().map(|&(_, w)| (w - max).exp()).sum::<f64>();
-    // Usually a few tokens have the mass: sort a head only, and a larger one if it does not suffice.
-    let (mut sorted, mut mass) = (0, 0.0);
-    while sorted < kept.len() {
-        let rest = &mut kept[sorted..];
-        let head = (3 * sorted + 64).min(rest.len());
-        if head < rest.len() {
-            rest.select_nth_unstable_by(head - 1, heavier);
+    let step = |weight: f64| (((max - weight) * STEPS_PER_NAT) as usize).min(STEPS - 1);
+    let mut masses = [0.0; STEPS];
+    for &(_, weight) in kept.iter() {
+        masses[step(weight)] += (weight - max).exp();
+    }
+    let wanted = p * masses.iter().sum::<f64>();
+    let suffices = |mass: f64| if mode == Mode::Usual { mass >= wanted } else { mass > wanted };
+    let (mut last, mut mass) = (0, 0.0);
+    while last < STEPS - 1 && !suffices(mass + masses[last]) {
+        mass += masses[last];
+        last += 1;
+    }
+    kept.retain(|&(_, weight)| step(weight) <= last);
+    let mut whole = 0;
+    for i in 0..kept.len() {
+        if step(kept[i].1) < last {
+            kept.swap(whole, i);
+            whole += 1;
         }
-        rest[..head].sort_unstable_by(heavier);
-        for at in sorted..sorted + head {
-            mass += (kept[at].1 - max).exp();
-            let enough = if mode == Mode::Usual { mass >= wanted } else { mass > wanted };
-            if enough {
-                return kept.truncate(at + 1);
-            }
-        }
-        sorted += head;
+    }
+    kept[whole..].sort_unstable_by(heavier);
+    let needed = kept[whole..].iter().position(|&(_, weight)| {
+        mass += (weight - max).exp();
+        suffices(mass)
+    });
+    if let Some(needed) = needed {
+        kept.truncate(whole + needed + 1);
     }
 }
 
@@ -274,6 +292,43 @@ mod tests {
         // Two tokens of 0.5 each: one has the mass p = 0.5, but it does not pass it.
         assert_eq!(ids(Sampling { top_p: 0.5, ..OFF }, &[0.0, 0.0]), [0]);
         assert_eq!(ids(Sampling { top_p: 0.5, mode: Mode::Reference, ..OFF }, &[0.0, 0.0]), [0, 1]);
+    }
+
+    /// Against the definition: all sorted, and as many of the first as have the mass.
+    #[test]
+    fn top_p_is_the_smallest_set_with_the_mass() {
+        let logit = |i: u32| (i * 7919 % 5003) as f32;
+        for (count, spread) in [(1, 1.0), (300, 0.0), (5000, 0.1), (5000, 3.0), (5000, 60.0)] {
+            let logits: Vec<f32> = (0..count).map(|i| (logit(i) / 5003.0 - 0.5) * spread).collect();
+            let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            let mut sorted: Vec<u32> = (0..count).collect();
+            sorted.sort_by(|&a, &b| logits[b as usize].partial_cmp(&logits[a as usize]).unwrap().then(a.cmp(&b)));
+            for top_p in [0.001, 0.3, 0.5, 0.9, 0.999] {
+                let mut mass = 0.0;
+                let before = sorted.iter().take_while(|&&id| {
+                    mass += f64::from(logits[id as usize]).exp();
+                    mass < f64::from(top_p) * total
+                });
+                let mut expected = sorted[..(before.count() + 1).min(sorted.len())].to_vec();
+                expected.sort_unstable();
+                assert_eq!(ids(Sampling { top_p, ..OFF }, &logits), expected, "{top_p} of {count} over {spread}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_of_the_greatest_wins_wherever_it_is() {
+        for (count, best) in [(1, 0), (64, 63), (65, 64), (1000, 0), (1000, 517), (1000, 999)] {
+            let mut logits: Vec<f32> = (0..count).map(|i| (i * 37 % 101) as f32).collect();
+            logits[best..].iter_mut().for_each(|x| *x = 100.5);
+            assert_eq!(greedy(&logits).unwrap() as usize, best);
+            for bad in [f32::NAN, f32::INFINITY] {
+                logits[count - 1] = bad;
+                let error = greedy(&logits).unwrap_err().to_string();
+                assert!(error.contains(&format!("{bad} at token {}", count - 1)), "{error}");
+            }
+        }
+        assert_eq!(greedy(&[f32::NEG_INFINITY, f32::MIN, f32::NEG_INFINITY]).unwrap(), 1);
     }
 
     #[test]

@@ -4,7 +4,6 @@
 //! the others, so this changes nothing but the time.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
 use ndarray::{ArrayView2, ArrayView3, Axis};
 
@@ -367,30 +366,21 @@ impl<'m, B: Backend> Session<'m, B> {
             let (number, step) = place(run);
             run.chooser.draw(&run.ids, number, step)
         });
-        let on_device = backend.sample(&mut tokens, &self.device_logits, draws, vocab);
-        if !on_device {
+        backend.sample(&mut tokens, &self.device_logits, draws, vocab);
+        if tokens.contains(&NO_TOKEN) {
             self.host_logits.resize(running.len() * vocab, 0.0);
             backend.read_real(&mut self.host_logits, &self.device_logits);
         }
-        let mut choose = |(i, run): (usize, &mut Running)| {
-            if tokens[i] != NO_TOKEN {
-                return Ok(tokens[i]);
+        let logits = &self.host_logits;
+        let mut choices: Vec<_> = running.iter_mut().zip(tokens.into_iter().map(Ok)).collect();
+        backend.for_each(&mut choices, |i, (run, choice)| {
+            if matches!(choice, Ok(NO_TOKEN)) {
+                let (number, step) = place(run);
+                *choice = run.chooser.choose(&logits[i * vocab..][..vocab], &run.ids, number, step);
             }
-            if on_device {
-                self.host_logits.resize(running_logits(i, vocab).end, 0.0);
-                let logits = &mut self.host_logits[running_logits(i, vocab)];
-                backend.read_real_at(logits, &self.device_logits, i * vocab);
-            }
-            let (number, step) = place(run);
-            run.chooser.choose(&self.host_logits[running_logits(i, vocab)], &run.ids, number, step)
-        };
-        running.iter_mut().enumerate().map(&mut choose).collect()
+        });
+        choices.into_iter().map(|(_, choice)| choice).collect()
     }
-}
-
-/// Where the logits of row `i` lie.
-fn running_logits(i: usize, vocab: usize) -> Range<usize> {
-    i * vocab..(i + 1) * vocab
 }
 
 /// `(R, L, Z)` on the host to `L` of `(R, Z)` on the device.

@@ -202,4 +202,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch(self, _address: *const f32) {}
+
+    #[inline(always)]
+    fn prefetch_early(self, _address: *const f32) {}
 }

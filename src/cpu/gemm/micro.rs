@@ -14,6 +14,8 @@ pub struct Piece<'a> {
     pub words: &'a [f32],
     /// What follows the words of the whole panel: [`Format::extras`].
     pub extras: &'a [f32],
+    /// What is needed later, and asked for meanwhile.
+    pub later: &'a [f32],
 }
 
 /// One way to multiply: register tiles, and the loops around them.

@@ -45,11 +45,11 @@ impl<M: Microkernel> Product<M> {
         let (block, columns) = self.plan(rows, w, pool.threads());
         let is_plain = |rows| rows == 1 && matches!(x, Left::Rows { .. }) && M::takes_plain_row(w.inputs);
         if rows <= block && columns < w.outputs && !is_plain(rows) {
-            // One block for all tasks.
-            return with_scratch(M::packed_len(rows, w.words()), |packed| {
-                self.micro.pack(packed, x, 0, rows, w);
-                pool.tiles(rows, block, [(y, w.outputs, columns)], |[tile]| {
-                    self.micro.block(tile, packed, w, epilogue);
+            // One block for all tasks, and a copy for each thread: to fetch another's takes longer.
+            return pool.share_tiles(rows, block, [(y, w.outputs, columns)], |tiles| {
+                with_scratch(M::packed_len(rows, w.words()), |packed| {
+                    self.micro.pack(packed, x, 0, rows, w);
+                    tiles.for_each(|[tile]| self.micro.block(tile, packed, w, epilogue));
                 });
             });
         }

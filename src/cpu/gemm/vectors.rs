@@ -120,6 +120,7 @@ impl<D: Dot> Microkernel for Vectors<D> {
 
     fn block(self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
         let (rows, cols, words) = (tile.rows(), tile.cols(), w.words());
+        let tiles = rows.len().div_ceil(Self::ROWS);
         // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
         let group = if Self::packed_len(rows.len(), words) <= RESIDENT { Self::WIDTH } else { cols.len() };
         for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
@@ -127,11 +128,21 @@ impl<D: Dot> Microkernel for Vectors<D> {
                 let add = pass.start > 0 || epilogue.accumulates();
                 let epilogue = if pass.end == words { epilogue } else { Epilogue::Store };
                 for col in group.clone().step_by(Self::WIDTH) {
-                    let piece = w.piece(col / Self::WIDTH, &pass);
+                    let panel = col / Self::WIDTH;
+                    let piece = w.piece(panel, &pass);
+                    // A single tile asks for its own weights in time. Of several, which find them in a cache but for the
+                    // first, each asks for a part of what they need next: so memory is at work all the time.
+                    let later = match tiles {
+                        1 => &[],
+                        _ if group.len() <= Self::WIDTH => w.after(panel, &pass, w.outputs),
+                        _ if col + Self::WIDTH < w.outputs => w.piece(panel + 1, &pass).words,
+                        _ => &[],
+                    };
+                    let mut later = later.chunks(later.len().div_ceil(tiles).max(1));
                     for (start, len) in Self::tiles(rows.len()) {
                         let x = &x[Self::place(rows.len(), &pass, start, len)];
                         let sums = Sums { tile: &mut tile, start, col, outputs: w.outputs, add, epilogue };
-                        self.tile(sums, len, x, piece);
+                        self.tile(sums, len, x, Piece { later: later.next().unwrap_or_default(), ..piece });
                     }
                 }
             }
@@ -180,15 +191,19 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
                 s.prefetch(y[y.len() - 1..].as_ptr());
             }
         }
+        let later = w.later.len().div_ceil(words.len().max(1));
         for k in 0..words.len() {
-            let (x, w) = (&x[k], &words[k]);
+            if !w.later.is_empty() {
+                s.prefetch_early(w.later.as_ptr().wrapping_add(k * later));
+            }
+            let (x, words) = (&x[k], &words[k]);
             let ahead = if M > STREAMING_ROWS { AHEAD } else { STREAMING_AHEAD };
-            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(ahead));
-            s.prefetch(w.as_ptr().cast::<f32>().wrapping_add(ahead + lanes));
+            s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead));
+            s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead + lanes));
             if M > STREAMING_ROWS {
                 s.prefetch(x.as_ptr().cast::<f32>().wrapping_add(AHEAD));
             }
-            let w = [d.words(&w[0]), d.words(&w[1])];
+            let w = [d.words(&words[0]), d.words(&words[1])];
             for r in 0..M {
                 sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
             }

@@ -239,7 +239,7 @@ impl<'a> Panels<'a> {
     pub fn piece(self, index: usize, words: &Range<usize>) -> Piece<'a> {
         let width = self.layout.width;
         let (all, extras) = self.panel(index).split_at(self.words() * width);
-        Piece { words: &all[words.start * width..words.end * width], extras }
+        Piece { words: &all[words.start * width..words.end * width], extras, later: &[] }
     }
 
     /// Packs a matrix, stored `(out, in)` if `transposed`, divided by `balance` if it becomes integers; `data` is as long as

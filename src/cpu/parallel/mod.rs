@@ -47,18 +47,31 @@ impl Pool {
         outputs: [(&mut [f32], usize, usize); N],
         task: impl Fn([Tile<'_>; N]) + Sync,
     ) {
+        self.share_tiles(rows, block, outputs, |tiles| tiles.for_each(&task));
+    }
+
+    /// Calls `work` on each thread that finds a tile to do, with those that it is to do; else as [`tiles`](Self::tiles).
+    pub fn share_tiles<const N: usize>(
+        &self,
+        rows: usize,
+        block: usize,
+        outputs: [(&mut [f32], usize, usize); N],
+        work: impl Fn(&mut dyn Iterator<Item = [Tile<'_>; N]>) + Sync,
+    ) {
         let across = outputs.first().map_or(0, |(_, cols, width)| cols.div_ceil(*width));
         let outputs = outputs.map(|(data, cols, width)| {
             assert_eq!(cols.div_ceil(width), across, "matrices with different tiles");
             (Shared::new(&mut data[..rows * cols]), cols, width)
         });
         let down = rows.div_ceil(block);
-        self.run(down * across, |i| {
-            let (row, place) = (i % down * block, i / down);
-            // Task `i` alone gets these tiles, which share no element with another.
-            task(outputs.each_ref().map(|(data, cols, width)| {
-                let cols_of_tile = place * width..(*cols).min((place + 1) * width);
-                Tile { data, stride: *cols, rows: row..rows.min(row + block), cols: cols_of_tile }
+        self.share(down * across, |tasks| {
+            work(&mut tasks.map(|i| {
+                let (row, place) = (i % down * block, i / down);
+                // Task `i` alone gets these tiles, which share no element with another.
+                outputs.each_ref().map(|(data, cols, width)| {
+                    let cols_of_tile = place * width..(*cols).min((place + 1) * width);
+                    Tile { data, stride: *cols, rows: row..rows.min(row + block), cols: cols_of_tile }
+                })
             }));
         });
     }

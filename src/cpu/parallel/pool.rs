@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
+use std::iter;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -29,22 +30,32 @@ pub struct Pool {
     busy: Mutex<()>,
 }
 
-/// A piece of work, called with the numbers of its tasks.
-type Work = *const (dyn Fn(usize) + Sync);
+/// A piece of work, called with the numbers of the tasks that are left for a thread.
+type Work<'a> = dyn Fn(&mut dyn Iterator<Item = usize>) + Sync + 'a;
 
 struct Shared {
     /// Whether work can be joined ([`OPEN`]), how many helpers are at it (in the bits below), and how many works there were
     /// (in those above).
     state: AtomicU64,
     /// Valid while `state` is open or a helper is at it.
-    work: UnsafeCell<Option<Work>>,
-    tasks: AtomicUsize,
-    /// The next task.
-    next: AtomicUsize,
+    work: UnsafeCell<Option<*const Work<'static>>>,
+    /// A share for each thread.
+    shares: Vec<Share>,
     asleep: AtomicUsize,
     stop: AtomicBool,
     /// What a helper panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+/// Tasks of a thread, one behind the other, so that it passes over memory from front to back; those that are left when
+/// another has none are done by that one. On a line of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Share {
+    /// The next task.
+    next: AtomicUsize,
+    /// Behind the last one.
+    end: AtomicUsize,
 }
 
 const OPEN: u64 = 1 << 31;
@@ -72,8 +83,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             work: UnsafeCell::new(None),
-            tasks: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            shares: (0..threads).map(|_| Share::default()).collect(),
             asleep: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -81,7 +91,7 @@ impl Pool {
         let mut pool = Pool { shared, helpers: Vec::new(), busy: Mutex::new(()) };
         for i in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let helper = thread::Builder::new().name(format!("della-cpu-{i}")).spawn(move || shared.help());
+            let helper = thread::Builder::new().name(format!("della-cpu-{i}")).spawn(move || shared.help(i));
             // Those that did start are stopped as the pool is dropped.
             let failed = |e| Error::Unsupported(format!("cannot start {threads} threads: {e}"));
             pool.helpers.push(helper.map_err(failed)?);
@@ -94,25 +104,33 @@ impl Pool {
         self.helpers.len() + 1
     }
 
-    /// Calls `task(0)` to `task(tasks − 1)`, each once, in any order and on any thread.
+    /// Calls `task(0)` to `task(tasks − 1)`, each once, in any order and on any thread, as [`share`](Self::share) does.
+    pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+        self.share(tasks, |tasks| tasks.for_each(&task));
+    }
+
+    /// Calls `work` on each thread that finds a task to do, with the numbers of those that it is to do: of the numbers below
+    /// `tasks` each is given out once.
     ///
     /// A second caller, and a task that calls this again, do all of their work themselves.
     ///
     /// # Panics
-    /// If a task does, once the others are done or given up.
-    pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
+    /// If `work` does, once the other threads are done or have given up.
+    pub fn share(&self, tasks: usize, work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync) {
         let helped = (tasks > 1 && !self.helpers.is_empty()).then(|| self.busy.try_lock().ok()).flatten();
         let Some(_busy) = helped else {
-            return (0..tasks).for_each(task);
+            return start(&work, 0..tasks);
         };
         let shared = &*self.shared;
-        let work: *const (dyn Fn(usize) + Sync + '_) = &task;
-        // SAFETY: only the lifetime is dropped; `Closing` lets no helper be at work when `task` is.
-        let work = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Work>(work) };
+        let pointer: *const Work<'_> = &work;
+        // SAFETY: only the lifetime is dropped; `Closing` lets no helper be at work when `work` is.
+        let pointer = unsafe { std::mem::transmute::<*const Work<'_>, *const Work<'static>>(pointer) };
         // SAFETY: no helper is at work: the last caller waited for that, and `busy` keeps others out.
-        unsafe { *shared.work.get() = Some(work) };
-        shared.tasks.store(tasks, Ordering::Relaxed);
-        shared.next.store(0, Ordering::Relaxed);
+        unsafe { *shared.work.get() = Some(pointer) };
+        for (i, share) in shared.shares.iter().enumerate() {
+            share.next.store(tasks * i / self.threads(), Ordering::Relaxed);
+            share.end.store(tasks * (i + 1) / self.threads(), Ordering::Relaxed);
+        }
         let works = shared.state.load(Ordering::Relaxed) / WORK;
         // Sequentially consistent, as a helper falls asleep in the same order: it looks here after it said so there.
         shared.state.store(works.wrapping_add(1).wrapping_mul(WORK) | OPEN, Ordering::SeqCst);
@@ -120,12 +138,19 @@ impl Pool {
         if shared.asleep.load(Ordering::SeqCst) > 0 {
             self.helpers.iter().take(tasks - 1).for_each(|helper| helper.thread().unpark());
         }
-        shared.drain(&task);
+        start(&work, shared.tasks(0));
         drop(closing);
         let panic = shared.panic.lock().ok().and_then(|mut panic| panic.take());
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
+    }
+}
+
+/// Calls `work` with the tasks, if there are any.
+fn start(work: &Work<'_>, mut tasks: impl Iterator<Item = usize>) {
+    if let Some(first) = tasks.next() {
+        work(&mut iter::once(first).chain(tasks));
     }
 }
 
@@ -146,7 +171,7 @@ struct Closing<'a>(&'a Shared);
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
         // Nothing is left to take, should the caller be panicking.
-        self.0.next.fetch_add(self.0.tasks.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.0.shares.iter().for_each(|share| share.next.store(usize::MAX / 2, Ordering::Relaxed));
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut glances = 0;
         while self.0.state.load(Ordering::Acquire) & HELPERS != 0 {
@@ -158,20 +183,17 @@ impl Drop for Closing<'_> {
 }
 
 impl Shared {
-    /// Does tasks until there are none.
-    fn drain(&self, task: &(dyn Fn(usize) + Sync)) {
-        let tasks = self.tasks.load(Ordering::Relaxed);
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
-                break;
-            }
-            task(i);
-        }
+    /// The tasks that are left when each is asked for, those of `thread` first.
+    fn tasks(&self, thread: usize) -> impl Iterator<Item = usize> {
+        let (before, from) = self.shares.split_at(thread);
+        from.iter().chain(before).flat_map(|share| {
+            let end = share.end.load(Ordering::Relaxed);
+            iter::repeat_with(|| share.next.fetch_add(1, Ordering::Relaxed)).take_while(move |task| *task < end)
+        })
     }
 
-    /// The life of a helper.
-    fn help(&self) {
+    /// The life of helper `thread`.
+    fn help(&self, thread: usize) {
         let mut done = 0;
         while let Some(state) = self.watch(done) {
             // Another helper may have changed the count meanwhile, or the caller has closed.
@@ -182,7 +204,8 @@ impl Shared {
             // SAFETY: this helper has joined, so the caller's `Closing` waits, and `work` stays as it is and what it points
             // to alive.
             let work = unsafe { (*self.work.get()).map(|work| &*work) };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work.into_iter().for_each(|task| self.drain(task))))
+            if let Err(panic) =
+                catch_unwind(AssertUnwindSafe(|| work.into_iter().for_each(|work| start(work, self.tasks(thread)))))
                 && let Ok(mut slot) = self.panic.lock()
             {
                 *slot = Some(panic);
@@ -248,6 +271,25 @@ mod tests {
         thread::scope(|scope| {
             (0..3).for_each(|_| drop(scope.spawn(|| (0..500).for_each(round))));
         });
+    }
+
+    /// A thread is called once at most, and never for nothing; what one does not take is left to the others.
+    #[test]
+    fn work_is_shared() {
+        let pool = Pool::new(4).unwrap();
+        for tasks in [0, 1, 3, 4, 100] {
+            let (calls, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+            pool.share(tasks, |tasks| {
+                calls.fetch_add(1, Ordering::Relaxed);
+                let mine: Vec<_> = tasks.collect();
+                assert!(!mine.is_empty());
+                done.lock().unwrap().extend(mine);
+            });
+            let mut done = done.into_inner().unwrap();
+            done.sort_unstable();
+            assert!(done.into_iter().eq(0..tasks));
+            assert!(calls.into_inner() <= tasks.min(4));
+        }
     }
 
     #[test]

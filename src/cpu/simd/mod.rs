@@ -117,6 +117,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn max_lane(self, a: Self::F32) -> f32;
     /// Hints that the cache line of `address` is needed soon.
     fn prefetch(self, address: *const f32);
+    /// Hints that the cache line of `address` is needed later, in the second-level cache.
+    fn prefetch_early(self, address: *const f32);
 
     /// The first [`LANES`](Simd::LANES) elements of `x`; zero where it has fewer.
     #[inline(always)]

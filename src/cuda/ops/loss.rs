@@ -26,7 +26,7 @@ impl LossOps for Cuda {
         logits: &Buffer,
         draws: impl ExactSizeIterator<Item = Draw<'a>>,
         vocab: usize,
-    ) -> bool {
+    ) {
         let rows = draws.len();
         let (mut settings, mut history) = (Vec::with_capacity(SETTINGS * rows), Vec::new());
         for draw in draws {
@@ -41,15 +41,15 @@ impl LossOps for Cuda {
             let (chosen, ids) = (self.memory.buffer(rows, 4)?, self.memory.buffer(history.len().max(1), 4)?);
             Ok((chosen, ids, self.memory.buffer(rows * vocab, 8)?))
         };
-        let Some((chosen, ids, weights)) = self.attempt(buffers) else { return true };
+        let Some((chosen, ids, weights)) = self.attempt(buffers) else { return };
         // a step that draws as the one before has nothing to send
         let mut held = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
         if held.as_ref().is_none_or(|(words, _)| *words != settings) {
-            let Some(set) = self.attempt(|| self.memory.buffer(settings.len(), 4)) else { return true };
+            let Some(set) = self.attempt(|| self.memory.buffer(settings.len(), 4)) else { return };
             self.write(&set, settings.iter().map(|word| word.to_ne_bytes()));
             *held = Some((settings, set));
         }
-        let Some((_, set)) = held.as_ref() else { return true };
+        let Some((_, set)) = held.as_ref() else { return };
         self.write(&ids, history.iter().map(|id| id.to_ne_bytes()));
         let args = [
             first(&chosen, rows),
@@ -62,7 +62,6 @@ impl LossOps for Cuda {
         ];
         self.launch("sample", Problem::matrix(Types::F32, rows, vocab), &args);
         self.read(&chosen, 0, rows, |i, bytes| tokens[i] = u32::from_ne_bytes(bytes));
-        true
     }
 }
 

@@ -257,4 +257,10 @@ impl Simd for Avx512 {
         // SAFETY: a prefetch of any address is only a hint; SSE is in the baseline.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
+
+    #[inline(always)]
+    fn prefetch_early(self, address: *const f32) {
+        // SAFETY: as in `prefetch`.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
 }
