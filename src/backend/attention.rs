@@ -1,6 +1,7 @@
 //! Causal self-attention, over a whole sequence and over a key/value cache.
 
 use super::{Spans, Storage};
+use crate::error::Result;
 use crate::rng::Mask;
 
 /// Sizes of an attention layer.
@@ -66,11 +67,20 @@ pub trait AttentionOps: Storage {
         dims: AttentionDims,
     );
 
+    /// Room for `vectors` cached keys, or values, of `D` each.
+    ///
+    /// # Errors
+    /// There is no memory.
+    fn cache(&self, vectors: usize, head_dim: usize) -> Result<Self::Act> {
+        self.act(vectors.saturating_mul(head_dim))
+    }
+
     /// Appends the new tokens' keys and values to the cache and attends over it.
     ///
-    /// `y (N, C)`, `qkv (N, 3C)`; `keys`, `values` `(slots, H, capacity, D)`.
-    /// Gives what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span: on the CPU bit for bit, with
-    /// other roundings where a GPU computes whole spans on tensor cores, or divides the keys of one token among blocks.
+    /// `y (N, C)`, `qkv (N, 3C)`; `keys`, `values` `(slots, H, capacity, D)`, from [`cache`](Self::cache).
+    /// Gives what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span: on the CPU in f32 bit for bit;
+    /// with keys and values rounded to bf16 where the CPU's weights are narrow; with other roundings where a GPU computes
+    /// whole spans on tensor cores, or divides the keys of one token among blocks.
     fn attention_cached_fwd(
         &self,
         y: &mut Self::Act,

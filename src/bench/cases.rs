@@ -236,8 +236,9 @@ impl Case {
             }
             Case::Decode { new, batch } => {
                 let (rows, tokens) = (batch as f64, new as f64);
-                // keys and values of the tokens before, at every step
-                let cache = 4.0 * (dims.layers * dims.hidden) as f64 * tokens * (tokens + 1.0);
+                // keys and values of the tokens before, at every step; bf16 where weights are narrow
+                let number = size(dtype).max(2.0);
+                let cache = number * (dims.layers * dims.hidden) as f64 * tokens * (tokens + 1.0);
                 Work {
                     flops: rows * (2.0 * (blocks + head) * tokens + attention(new)),
                     read: size(dtype) * (blocks + head) * tokens + rows * cache,

@@ -26,14 +26,14 @@ impl<B: Backend> Cache<B> {
     /// # Errors
     /// There is no memory for it.
     pub fn new(backend: &B, dims: &Dims, slots: usize, capacity: usize) -> Result<Self> {
-        let len = slots.checked_mul(capacity).and_then(|tokens| tokens.checked_mul(dims.hidden)).ok_or_else(|| {
+        let vectors = slots.checked_mul(capacity).and_then(|tokens| tokens.checked_mul(dims.heads)).ok_or_else(|| {
             Error::Unsupported(format!(
                 "no memory to cache {capacity} tokens of {slots} rows: take fewer rows at a time or a smaller maximal length"
             ))
         })?;
-        let layers = (0..dims.layers)
-            .map(|_| Ok(LayerCache { keys: backend.act(len)?, values: backend.act(len)? }))
-            .collect::<Result<_>>()?;
+        let cache = || backend.cache(vectors, dims.head_dim());
+        let layers =
+            (0..dims.layers).map(|_| Ok(LayerCache { keys: cache()?, values: cache()? })).collect::<Result<_>>()?;
         Ok(Cache { layers, capacity })
     }
 }

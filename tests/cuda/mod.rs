@@ -251,7 +251,7 @@ fn tokens_are_drawn_on_the_device() {
         draws.push(draws[0]);
         draws.push(Draw { rules: Rules::Greedy, ..draws[0] });
         let mut tokens = vec![0; rows + 2];
-        assert!(cuda.sample(&mut tokens, &device_logits, draws.iter().copied(), vocab));
+        cuda.sample(&mut tokens, &device_logits, draws.iter().copied(), vocab);
         cuda.status().unwrap();
         for (row, sampling) in settings.iter().enumerate() {
             let uniform = Rng::new(1 << 40, Stream::Token, row as u64).uniform(step);

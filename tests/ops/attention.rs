@@ -1,22 +1,28 @@
 //! Attention, whole and through a cache.
 
-use della::backend::{AttentionDims, Backend, CacheRows, Spans};
+use della::backend::{AttentionDims, AttentionOps, Backend, CacheRows, Spans};
+use della::dtype::Dtype;
 use della::rng::Mask;
 
 use crate::util::close::{Tolerance, assert_close, assert_same_bits};
 use crate::util::gradient::{Grad, Gradient, check_backward, check_formula};
 use crate::util::normal;
-use crate::util::op::{Op, Outputs, act, check, ids, machines, name, read, read_act, spans, stale, stale_act};
+use crate::util::op::{
+    Op, Outputs, act, check, ids, machines, machines_of, name, read, read_act, spans, stale, stale_act,
+};
 
 /// Attention over sequences of these lengths.
 struct Attention<'a> {
     lengths: &'a [usize],
     dims: AttentionDims,
+    /// Whether queries, keys and values are bf16.
+    narrow: bool,
 }
 
 impl Attention<'_> {
     fn qkv(&self) -> Vec<f32> {
-        normal(14, self.lengths.iter().sum::<usize>() * 3 * self.dims.width())
+        let qkv = normal(14, self.lengths.iter().sum::<usize>() * 3 * self.dims.width());
+        if self.narrow { qkv.into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect() } else { qkv }
     }
 }
 
@@ -79,7 +85,7 @@ fn attention_over_spans() {
         (&[40, 130], 2, 64),
         (&[20], 1, 80),
     ] {
-        let op = Attention { lengths, dims: AttentionDims { heads, head_dim } };
+        let op = Attention { lengths, dims: AttentionDims { heads, head_dim }, narrow: false };
         let what = format!("attention {lengths:?} {heads}x{head_dim}");
         check(&what, &op, Tolerance { factor: 8.0, terms: head_dim }, &machines());
     }
@@ -88,7 +94,7 @@ fn attention_over_spans() {
 #[test]
 fn cached_attention_is_attention() {
     for (heads, head_dim) in [(2, 16), (3, 7), (12, 64)] {
-        let whole = Attention { lengths: &[23, 60], dims: AttentionDims { heads, head_dim } };
+        let whole = Attention { lengths: &[23, 60], dims: AttentionDims { heads, head_dim }, narrow: false };
         let wanted = whole.run(&della::reference::Reference);
         let cached = Cached { whole, steps: &[[10, 1], [1, 40], [1, 1], [0, 1], [11, 17]] };
         let found = cached.run(&della::reference::Reference);
@@ -101,11 +107,41 @@ fn cached_attention_is_attention() {
     }
 }
 
+/// With narrow weights the cache is narrow: what fits into it comes out as it was, and other numbers are rounded.
+#[test]
+fn narrow_caches_hold_bf16() {
+    let dtypes = [Dtype::Bf16, Dtype::Int8];
+    for (dtype, heads, head_dim) in dtypes.into_iter().flat_map(|dtype| [(dtype, 2, 16), (dtype, 3, 7), (dtype, 2, 80)])
+    {
+        let steps: &[[usize; 2]] = &[[10, 1], [1, 40], [1, 1], [0, 1], [2, 3], [9, 14]];
+        for narrow in [true, false] {
+            let whole = Attention { lengths: &[23, 60], dims: AttentionDims { heads, head_dim }, narrow };
+            let cached = Cached { whole, steps };
+            for cpu in machines_of(dtype).into_iter() {
+                let what = format!("a narrow cache of {heads}x{head_dim} on {}", name(&cpu));
+                let (found, wanted) = (cached.run(&cpu), cached.whole.run(&cpu));
+                if narrow {
+                    assert_same_bits(&what, &found[0].1, &wanted[0].1);
+                } else {
+                    // half a unit of the last of 8 bits, of values up to sixteen times the rms
+                    let rounded = Tolerance { factor: f64::from(16 << 14), terms: 1 };
+                    assert_close(&what, &found[0].1, &wanted[0].1, rounded);
+                    assert!(found[0].1 != wanted[0].1, "{what}: nothing was rounded");
+                }
+            }
+        }
+    }
+    for (dtype, len) in [(Dtype::F32, 35), (Dtype::Bf16, 20), (Dtype::Int8, 20)] {
+        let cpu = machines_of(dtype).into_iter().next().unwrap();
+        assert_eq!(cpu.cache(5, 7).unwrap().len(), len, "{dtype}");
+    }
+}
+
 /// Steps of one token a row at most, on both sides of lengths at which the GPU has one more block for the keys.
 #[test]
 fn cached_attention_over_long_rows() {
     for (heads, head_dim) in [(2, 16), (1, 64), (3, 8), (1, 7), (2, 80), (1, 256)] {
-        let whole = Attention { lengths: &[66, 194], dims: AttentionDims { heads, head_dim } };
+        let whole = Attention { lengths: &[66, 194], dims: AttentionDims { heads, head_dim }, narrow: false };
         let steps = &[[60, 190], [1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 0]];
         let tolerance = Tolerance { factor: 8.0, terms: head_dim };
         check(&format!("cached attention {heads}x{head_dim}"), &Cached { whole, steps }, tolerance, &machines());

@@ -23,7 +23,13 @@ pub trait Op {
 
 /// A CPU for each instruction set and each number of threads.
 pub fn machines() -> Vec<Cpu> {
-    let machine = |isa_cap, threads| Cpu::new(Options { threads, isa_cap, ..Options::default() }).unwrap();
+    machines_of(Dtype::F32)
+}
+
+/// The same with weights of `dtype`.
+pub fn machines_of(dtype: Dtype) -> Vec<Cpu> {
+    let dtype = Some(dtype);
+    let machine = |isa_cap, threads| Cpu::new(Options { threads, dtype, isa_cap, ..Options::default() }).unwrap();
     vectors().flat_map(|isa| [1, 3].map(|threads| machine(Some(isa), Some(threads)))).collect()
 }
 

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use super::format::{Bf16Words, bf16_words_of};
 use super::integers::{Bytes, IntegersOf, Row, Steps};
 use crate::cpu::parallel::with_scratch;
-use crate::cpu::simd::{Form, Kernel, Simd, Token, Transpose, copy_row};
+use crate::cpu::simd::{Bf16Words, Form, Kernel, Simd, Token, Transpose, bf16_words_of, copy_row};
 
 /// A matrix, from its first row and input on.
 #[derive(Clone, Copy)]

@@ -7,14 +7,16 @@
 use std::ops::Range;
 
 use super::epilogue::{Leave, Scales};
-use super::format::{Bf16Words, Format, bf16_words_of};
+use super::format::Format;
 use super::integers::{Bytes, Integers, IntegersOf, Row};
 use super::left::Left;
 use super::micro::Microkernel;
 use super::weight::Panels;
 use super::{Epilogue, Mlp};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token, Transpose, gelu};
+use crate::cpu::simd::{
+    Bf16Words, Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit, Token, Transpose, bf16_words_of, gelu,
+};
 
 /// Words of a tile.
 const TILE: usize = TILE_ROWS * TILE_WORDS;

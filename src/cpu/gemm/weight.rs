@@ -4,13 +4,13 @@ use std::iter::repeat;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::format::{Bf16Words, Format, bf16_words_of, element};
+use super::format::{Format, element};
 use super::integers::{Row, WeightScale, WeightWords, balance, weight_bits, weight_scale, weight_sum, weight_word};
 use super::micro::Piece;
 use crate::backend::Matrix;
 use crate::cpu::buffer::Buffer;
 use crate::cpu::parallel::{Pool, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, Token, Transpose, copy_row, fetch, transpose};
+use crate::cpu::simd::{Bf16Words, Kernel, Simd, Token, Transpose, bf16_words_of, copy_row, fetch, transpose};
 use crate::error::Result;
 
 /// A matrix of parameters `W (in, out)`, laid out for one implementation of the matrix product.

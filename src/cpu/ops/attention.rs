@@ -11,8 +11,13 @@ use super::attention_bwd::Forward;
 use super::spans;
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cpu::parallel::{Tile, with_scratch};
-use crate::cpu::simd::{Kernel, Simd, Transpose, dots, fetch, log, scaled_by, small_product, softmax};
+use crate::cpu::simd::{
+    Bf16Words, Kernel, Simd, Transpose, Widen, bf16_dots, bf16_weighted, dots, fetch, log, scaled_by, small_product,
+    softmax,
+};
 use crate::cpu::{Buffer, Cpu};
+use crate::dtype::Dtype;
+use crate::error::Result;
 use crate::rng::Mask;
 
 /// Multiply-adds below which attention stays on the calling thread.
@@ -44,7 +49,7 @@ impl AttentionOps for Cpu {
         self.attend(y, lse, (qkv, dims, mask), sequences, |row, head| {
             let start = rows.bounds[2 * row] as usize;
             let qkv = &qkv[start * 3 * width + head * dims.head_dim..];
-            Memory { keys: &qkv[width..], values: &qkv[2 * width..], stride: 3 * width }
+            Memory { keys: &qkv[width..], values: &qkv[2 * width..], stride: 3 * width, narrow: false }
         });
     }
 
@@ -62,6 +67,10 @@ impl AttentionOps for Cpu {
         self.attend_bwd(dqkv, Forward { dy, y, lse, qkv, mask, dims }, rows);
     }
 
+    fn cache(&self, vectors: usize, head_dim: usize) -> Result<Buffer<f32>> {
+        Buffer::try_zeroed(vectors.saturating_mul(vector_len(self.caches_narrow(), head_dim)))
+    }
+
     fn attention_cached_fwd(
         &self,
         y: &mut Buffer<f32>,
@@ -72,8 +81,9 @@ impl AttentionOps for Cpu {
         dims: AttentionDims,
     ) {
         let (width, head_dim, capacity) = (dims.width(), dims.head_dim, rows.capacity);
-        let count = rows.spans.rows;
-        let place = |row: usize, head: usize| (rows.slots[row] as usize * dims.heads + head) * capacity * head_dim;
+        let (count, narrow) = (rows.spans.rows, self.caches_narrow());
+        let len = vector_len(narrow, head_dim);
+        let place = |row: usize, head: usize| (rows.slots[row] as usize * dims.heads + head) * capacity * len;
         let sequences = spans(&rows.spans.bounds, count)
             .zip(&rows.past[..count])
             .map(|((start, end), past)| Sequence { start, end, past: *past as usize });
@@ -81,9 +91,15 @@ impl AttentionOps for Cpu {
             assert!(past + end - start <= capacity, "{past} + {} tokens in a cache of {capacity}", end - start);
             for (t, qkv) in (past..).zip(qkv[start * 3 * width..end * 3 * width].chunks_exact(3 * width)) {
                 for head in 0..dims.heads {
-                    let (from, to) = (head * head_dim, place(row, head) + t * head_dim);
-                    keys[to..to + head_dim].copy_from_slice(&qkv[width + from..][..head_dim]);
-                    values[to..to + head_dim].copy_from_slice(&qkv[2 * width + from..][..head_dim]);
+                    let (from, to) = (head * head_dim, place(row, head) + t * len);
+                    for (cache, x) in [(&mut *keys, &qkv[width + from..]), (&mut *values, &qkv[2 * width + from..])] {
+                        let (cached, x) = (&mut cache[to..to + len], &x[..head_dim]);
+                        if narrow {
+                            self.run(Bf16Words { words: cached, x });
+                        } else {
+                            cached.copy_from_slice(x);
+                        }
+                    }
                 }
             }
         }
@@ -91,7 +107,7 @@ impl AttentionOps for Cpu {
         with_scratch(tokens * dims.heads, |lse| {
             self.attend(y, lse, (qkv, dims, Mask::NONE), sequences, |row, head| {
                 let first = place(row, head);
-                Memory { keys: &keys[first..], values: &values[first..], stride: head_dim }
+                Memory { keys: &keys[first..], values: &values[first..], stride: len, narrow }
             });
         });
     }
@@ -123,9 +139,21 @@ struct Memory<'a> {
     values: &'a [f32],
     /// From one token to the next.
     stride: usize,
+    /// Whether they are words of two bf16.
+    narrow: bool,
+}
+
+/// Floats of a key, or of a value.
+fn vector_len(narrow: bool, head_dim: usize) -> usize {
+    if narrow { head_dim.div_ceil(2) } else { head_dim }
 }
 
 impl Cpu {
+    /// Where weights are narrow, so are cached keys and values.
+    fn caches_narrow(&self) -> bool {
+        self.dtype() != Dtype::F32
+    }
+
     fn attend<'a>(
         &self,
         y: &mut [f32],
@@ -163,8 +191,17 @@ impl Cpu {
     /// `y = softmax(q kᵀ / √D) v`; `y` and `lse` hold what is computed.
     fn attend_head<'a>(&self, y: &mut Tile<'a>, lse: &mut Tile<'a>, all: Queries<'_>, memory: Memory<'_>) {
         let head_dim = all.dims.head_dim;
-        let last = all.seen + all.range.len();
-        let shared = if all.range.len() < GROUP { 0 } else { last.next_multiple_of(KEYS) };
+        let (last, few) = (all.seen + all.range.len(), all.range.len() < GROUP);
+        if memory.narrow && !few {
+            return with_scratch(2 * last * head_dim, |wide| {
+                let (keys, values) = wide.split_at_mut(last * head_dim);
+                for (y, words) in [(&mut *keys, memory.keys), (&mut *values, memory.values)] {
+                    self.run(Widen { y, width: head_dim, words: (words, memory.stride) });
+                }
+                self.attend_head(y, lse, all, Memory { keys, values, stride: head_dim, narrow: false });
+            });
+        }
+        let shared = if few { 0 } else { last.next_multiple_of(KEYS) };
         with_scratch(shared * head_dim, |panels| {
             if shared > 0 {
                 self.arrange(panels, (memory.keys, memory.stride), last, head_dim);
@@ -201,9 +238,10 @@ impl Kernel for Fetch<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Fetch { memory: Memory { keys, values, stride }, tokens, head_dim } = self;
-        fetch(s, keys, stride, (0..tokens, head_dim));
-        fetch(s, values, stride, (0..tokens, head_dim));
+        let Fetch { memory: Memory { keys, values, stride, narrow }, tokens, head_dim } = self;
+        let len = vector_len(narrow, head_dim);
+        fetch(s, keys, stride, (0..tokens, len));
+        fetch(s, values, stride, (0..tokens, len));
     }
 }
 
@@ -229,7 +267,7 @@ impl Kernel for Attend<'_, '_> {
     fn run<S: Simd>(self, s: S) {
         let Attend { y, lse, scores, sums, queries, panels, memory } = self;
         let Queries { qkv, dims, mask, head, range, seen } = queries;
-        let Memory { keys, values, stride } = memory;
+        let Memory { keys, values, stride, narrow } = memory;
         let (head_dim, count) = (dims.head_dim, range.len());
         let columns = head * head_dim..(head + 1) * head_dim;
         let (last, row) = (seen + count, scores.len() / count);
@@ -243,9 +281,13 @@ impl Kernel for Attend<'_, '_> {
         if panels.is_empty() {
             for i in 0..count {
                 let scores = &mut scores[i * row..][..seen + i + 1];
-                dots(s, scores, &q.0[i * q.1..][..head_dim], (keys, stride));
+                let q = &q.0[i * q.1..][..head_dim];
+                match narrow {
+                    true => bf16_dots(s, scores, q, (keys, stride)),
+                    false => dots(s, scores, q, (keys, stride)),
+                }
             }
-            fetch(s, values, stride, (0..last.min(KEYS), head_dim));
+            fetch(s, values, stride, (0..last.min(KEYS), vector_len(narrow, head_dim)));
         }
         let scale = 1.0 / (head_dim as f32).sqrt();
         let (mut greatest, mut totals) = ([0.0; QUERIES], [1.0; QUERIES]);
@@ -260,7 +302,13 @@ impl Kernel for Attend<'_, '_> {
             let v = s.add(s.load(&greatest[i..]), log(s, s.load(&totals[i..])));
             s.store(&mut totals[i..], v);
         }
-        for first in (0..last).step_by(KEYS) {
+        if narrow {
+            for i in 0..count {
+                let (y, weights) = (&mut sums[i * head_dim..][..head_dim], &scores[i * row..][..seen + i + 1]);
+                bf16_weighted(s, y, weights, (values, stride));
+            }
+        }
+        for first in (0..if narrow { 0 } else { last }).step_by(KEYS) {
             let values = (&values[first * stride..], stride);
             // Few queries at a time: to keys that the last one sees, the others give the weight zero.
             for i in (0..count).step_by(GROUP) {

@@ -6,6 +6,7 @@
 //! into it, or each vector operation becomes a call: hence `#[inline(always)]` throughout, and in hot loops neither closures
 //! nor adapters of iterators, but `for i in (0..len).step_by(S::LANES)`.
 
+mod bf16;
 mod dot;
 mod math;
 mod product;
@@ -13,6 +14,7 @@ mod reduce;
 mod tiles;
 mod transpose;
 
+pub use bf16::{Bf16Words, Widen, bf16_dots, bf16_weighted, bf16_word, bf16_words_of};
 pub use dot::{Bf16Floats, Dot, DotKernel, Floats, Form, Int8Floats};
 pub use math::{exp, exp_excess, gelu, gelu_slope, log, log_of, tanh};
 pub use product::small_product;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Kernel, Simd};
 
 /// Lanes of the widest vector.
-const MOST_LANES: usize = 16;
+pub(super) const MOST_LANES: usize = 16;
 
 /// Rows that are not worth a square.
 const FEW: usize = 4;
