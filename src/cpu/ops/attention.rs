@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::attention_bwd::Forward;
 use super::spans;
-use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
+use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans, Storage};
 use crate::cpu::parallel::{Tile, with_scratch};
 use crate::cpu::simd::{
     Bf16Words, Kernel, Simd, Transpose, Widen, bf16_dots, bf16_weighted, dots, fetch, log, scaled_by, small_product,
@@ -87,13 +87,18 @@ impl AttentionOps for Cpu {
         let sequences = spans(&rows.spans.bounds, count)
             .zip(&rows.past[..count])
             .map(|((start, end), past)| Sequence { start, end, past: *past as usize });
-        for (row, Sequence { start, end, past }) in sequences.clone().enumerate() {
-            assert!(past + end - start <= capacity, "{past} + {} tokens in a cache of {capacity}", end - start);
-            for (t, qkv) in (past..).zip(qkv[start * 3 * width..end * 3 * width].chunks_exact(3 * width)) {
-                for head in 0..dims.heads {
-                    let (from, to) = (head * head_dim, place(row, head) + t * len);
-                    for (cache, x) in [(&mut *keys, &qkv[width + from..]), (&mut *values, &qkv[2 * width + from..])] {
-                        let (cached, x) = (&mut cache[to..to + len], &x[..head_dim]);
+        let of_slot = dims.heads * capacity * len;
+        let mut slots: Vec<_> = keys.chunks_mut(of_slot).zip(values.chunks_mut(of_slot)).map(Some).collect();
+        let take = |slot: &u32| slots[*slot as usize].take().expect("each row has a slot of its own");
+        let mut caches: Vec<_> = sequences.clone().zip(rows.slots[..count].iter().map(take)).collect();
+        self.for_each(&mut caches, |_, (Sequence { start, end, past }, (keys, values))| {
+            let tokens = *end - *start;
+            assert!(*past + tokens <= capacity, "{past} + {tokens} tokens in a cache of {capacity}");
+            for (t, qkv) in (*past..).zip(qkv[*start * 3 * width..*end * 3 * width].chunks_exact(3 * width)) {
+                let (_, new) = qkv.split_at(width);
+                for (cache, new) in [(&mut *keys, &new[..width]), (&mut *values, &new[width..])] {
+                    for (head, x) in new.chunks_exact(head_dim).enumerate() {
+                        let cached = &mut cache[(head * capacity + t) * len..][..len];
                         if narrow {
                             self.run(Bf16Words { words: cached, x });
                         } else {
@@ -102,7 +107,7 @@ impl AttentionOps for Cpu {
                     }
                 }
             }
-        }
+        });
         let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
         with_scratch(tokens * dims.heads, |lse| {
             self.attend(y, lse, (qkv, dims, Mask::NONE), sequences, |row, head| {
