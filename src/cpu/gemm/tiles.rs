@@ -100,7 +100,7 @@ impl<T: TileUnit, const INT8: bool> Tiles<T, INT8> {
                 for col in cols.clone().step_by(SIDE) {
                     for pass in passes(rows, words) {
                         let piece = w.piece(col / SIDE, &pass).words;
-                        let next = w.after(col / SIDE, &pass, cols.end);
+                        let next = w.after(col / SIDE, &pass);
                         let mut next = next.chunks((next.len() / (pairs * pass.len())).max(1) * TILE_WORDS);
                         for (pair, sums) in sums.chunks_exact_mut(SIDE * SIDE).enumerate() {
                             let row = pair * SIDE;

@@ -134,7 +134,7 @@ impl<D: Dot> Microkernel for Vectors<D> {
                     // first, each asks for a part of what they need next: so memory is at work all the time.
                     let later = match tiles {
                         1 => &[],
-                        _ if group.len() <= Self::WIDTH => w.after(panel, &pass, w.outputs),
+                        _ if group.len() <= Self::WIDTH => w.after(panel, &pass),
                         _ if col + Self::WIDTH < w.outputs => w.piece(panel + 1, &pass).words,
                         _ => &[],
                     };

@@ -220,13 +220,11 @@ impl<'a> Panels<'a> {
         &self.data[index * len..][..len]
     }
 
-    /// What lies behind words `words` of panel `index`, as much again at most, up to the panel of column `end`.
-    pub fn after(self, index: usize, words: &Range<usize>, end: usize) -> &'a [f32] {
-        let Layout { width, .. } = self.layout;
-        let panel = self.layout.panel(self.inputs);
-        let start = index * panel + words.end * width;
-        let end = (start + words.len() * width).min(end.div_ceil(width) * panel);
-        self.data.get(start..end).unwrap_or_default()
+    /// What lies behind words `words` of panel `index`, as much again at most.
+    pub fn after(self, index: usize, words: &Range<usize>) -> &'a [f32] {
+        let width = self.layout.width;
+        let start = index * self.layout.panel(self.inputs) + words.end * width;
+        self.data.get(start..self.data.len().min(start + words.len() * width)).unwrap_or_default()
     }
 
     /// What follows the words of panel `index`.
