@@ -4,6 +4,8 @@
 //! A score is one sum over the components of a key, and an output one over the keys, in their order: hence a cached step
 //! gives the bits of the whole pass. Lanes are keys where scores are summed, so that no sum runs across lanes: many
 //! queries share panels, in which a component of [`KEYS`] keys is side by side; for a few, keys are turned in registers.
+//!
+//! Where weights are narrow, a step would soon read more of keys and values than of weights: so they are cached as bf16.
 
 use std::ops::Range;
 
@@ -80,41 +82,45 @@ impl AttentionOps for Cpu {
         rows: &CacheRows<Self>,
         dims: AttentionDims,
     ) {
-        let (width, head_dim, capacity) = (dims.width(), dims.head_dim, rows.capacity);
-        let (count, narrow) = (rows.spans.rows, self.caches_narrow());
-        let len = vector_len(narrow, head_dim);
-        let place = |row: usize, head: usize| (rows.slots[row] as usize * dims.heads + head) * capacity * len;
-        let sequences = spans(&rows.spans.bounds, count)
-            .zip(&rows.past[..count])
+        let sequences = spans(&rows.spans.bounds, rows.spans.rows)
+            .zip(&rows.past[..rows.spans.rows])
             .map(|((start, end), past)| Sequence { start, end, past: *past as usize });
-        let of_slot = dims.heads * capacity * len;
-        let mut slots: Vec<_> = keys.chunks_mut(of_slot).zip(values.chunks_mut(of_slot)).map(Some).collect();
-        let take = |slot: &u32| slots[*slot as usize].take().expect("each row has a slot of its own");
-        let mut caches: Vec<_> = sequences.clone().zip(rows.slots[..count].iter().map(take)).collect();
-        self.for_each(&mut caches, |_, (Sequence { start, end, past }, (keys, values))| {
-            let tokens = *end - *start;
-            assert!(*past + tokens <= capacity, "{past} + {tokens} tokens in a cache of {capacity}");
-            for (t, qkv) in (*past..).zip(qkv[*start * 3 * width..*end * 3 * width].chunks_exact(3 * width)) {
-                let (_, new) = qkv.split_at(width);
-                for (cache, new) in [(&mut *keys, &new[..width]), (&mut *values, &new[width..])] {
-                    for (head, x) in new.chunks_exact(head_dim).enumerate() {
-                        let cached = &mut cache[(head * capacity + t) * len..][..len];
-                        if narrow {
-                            self.run(Bf16Words { words: cached, x });
-                        } else {
-                            cached.copy_from_slice(x);
-                        }
-                    }
-                }
-            }
-        });
+        let vectors = Vectors { narrow: self.caches_narrow(), dims, capacity: rows.capacity };
+        self.append(keys, values, qkv, sequences.clone().zip(&rows.slots[..rows.spans.rows]), vectors);
         let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
         with_scratch(tokens * dims.heads, |lse| {
             self.attend(y, lse, (qkv, dims, Mask::NONE), sequences, |row, head| {
-                let first = place(row, head);
-                Memory { keys: &keys[first..], values: &values[first..], stride: len, narrow }
+                let first = rows.slots[row] as usize * vectors.of_slot() + head * vectors.of_head();
+                let (stride, narrow) = (vectors.len(), vectors.narrow);
+                Memory { keys: &keys[first..], values: &values[first..], stride, narrow }
             });
         });
+    }
+}
+
+/// How a cache holds keys, or values: `(slots, H, capacity, D)`, or half as many words.
+#[derive(Clone, Copy)]
+struct Vectors {
+    /// Whether they are words of two bf16.
+    narrow: bool,
+    dims: AttentionDims,
+    capacity: usize,
+}
+
+impl Vectors {
+    /// Floats of a vector.
+    fn len(self) -> usize {
+        vector_len(self.narrow, self.dims.head_dim)
+    }
+
+    /// Floats of a head in a slot.
+    fn of_head(self) -> usize {
+        self.capacity * self.len()
+    }
+
+    /// Floats of a slot.
+    fn of_slot(self) -> usize {
+        self.dims.heads * self.of_head()
     }
 }
 
@@ -157,6 +163,38 @@ impl Cpu {
     /// Where weights are narrow, so are cached keys and values.
     fn caches_narrow(&self) -> bool {
         self.dtype() != Dtype::F32
+    }
+
+    /// Puts the keys and values of new tokens into their slots.
+    fn append<'a>(
+        &self,
+        keys: &mut [f32],
+        values: &mut [f32],
+        qkv: &[f32],
+        rows: impl Iterator<Item = (Sequence, &'a u32)>,
+        vectors: Vectors,
+    ) {
+        let Vectors { narrow, dims, capacity } = vectors;
+        let (width, slot) = (dims.width(), vectors.of_slot().max(1));
+        let mut slots: Vec<_> = keys.chunks_mut(slot).zip(values.chunks_mut(slot)).map(Some).collect();
+        let mut rows: Vec<_> = rows
+            .map(|(row, slot)| (row, slots[*slot as usize].take().expect("each row has a slot of its own")))
+            .collect();
+        self.for_each(&mut rows, |_, (Sequence { start, end, past }, (keys, values))| {
+            let count = *end - *start;
+            assert!(*past + count <= capacity, "{past} + {count} tokens in a cache of {capacity}");
+            for (t, qkv) in (*past..).zip(qkv[*start * 3 * width..*end * 3 * width].chunks_exact(3 * width)) {
+                for (cache, x) in [(&mut *keys, &qkv[width..2 * width]), (&mut *values, &qkv[2 * width..])] {
+                    for (head, x) in x.chunks_exact(dims.head_dim).enumerate() {
+                        let words = &mut cache[head * vectors.of_head() + t * vectors.len()..][..vectors.len()];
+                        match narrow {
+                            true => self.run(Bf16Words { words, x }),
+                            false => words.copy_from_slice(x),
+                        }
+                    }
+                }
+            }
+        });
     }
 
     fn attend<'a>(
