@@ -6,9 +6,9 @@ use crate::error::{Error, Result};
 
 /// One layer's cache.
 pub struct LayerCache<B: Backend> {
-    /// `(slots, H, capacity, D)`
+    /// `(slots, H, capacity, D)`, from [`cache`](crate::backend::AttentionOps::cache)
     pub keys: B::Act,
-    /// `(slots, H, capacity, D)`
+    /// The same.
     pub values: B::Act,
 }
 

@@ -350,15 +350,16 @@ impl Kernel for Attend<'_, '_> {
                 let (y, weights) = (&mut sums[i * head_dim..][..head_dim], &scores[i * row..][..seen + i + 1]);
                 bf16_weighted(s, y, weights, (values, stride));
             }
-        }
-        for first in (0..if narrow { 0 } else { last }).step_by(KEYS) {
-            let values = (&values[first * stride..], stride);
-            // Few queries at a time: to keys that the last one sees, the others give the weight zero.
-            for i in (0..count).step_by(GROUP) {
-                let rows = GROUP.min(count - i);
-                let terms = KEYS.min((seen + i + rows).saturating_sub(first));
-                let (y, w) = (&mut sums[i * head_dim..], &scores[i * row + first..]);
-                small_product(s, (y, head_dim), (w, row), values, (rows, terms, head_dim), first > 0);
+        } else {
+            for first in (0..last).step_by(KEYS) {
+                let values = (&values[first * stride..], stride);
+                // Few queries at a time: to keys that the last one sees, the others give the weight zero.
+                for i in (0..count).step_by(GROUP) {
+                    let rows = GROUP.min(count - i);
+                    let terms = KEYS.min((seen + i + rows).saturating_sub(first));
+                    let (y, w) = (&mut sums[i * head_dim..], &scores[i * row + first..]);
+                    small_product(s, (y, head_dim), (w, row), values, (rows, terms, head_dim), first > 0);
+                }
             }
         }
         for i in 0..count {
