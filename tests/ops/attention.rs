@@ -117,7 +117,7 @@ fn narrow_caches_hold_bf16() {
         for narrow in [true, false] {
             let whole = Attention { lengths: &[23, 60], dims: AttentionDims { heads, head_dim }, narrow };
             let cached = Cached { whole, steps };
-            for cpu in machines_of(dtype).into_iter() {
+            for cpu in machines_of(dtype) {
                 let what = format!("a narrow cache of {heads}x{head_dim} on {}", name(&cpu));
                 let (found, wanted) = (cached.run(&cpu), cached.whole.run(&cpu));
                 if narrow {
@@ -132,7 +132,7 @@ fn narrow_caches_hold_bf16() {
         }
     }
     for (dtype, len) in [(Dtype::F32, 35), (Dtype::Bf16, 20), (Dtype::Int8, 20)] {
-        let cpu = machines_of(dtype).into_iter().next().unwrap();
+        let cpu = &machines_of(dtype)[0];
         assert_eq!(cpu.cache(5, 7).unwrap().len(), len, "{dtype}");
     }
 }

@@ -1,5 +1,7 @@
 //! How numbers lie in words of 32 bits.
 
+use crate::cpu::simd::bf16_pair;
+
 /// What a word of a packed weight holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -36,7 +38,7 @@ impl Format {
 pub fn element(format: Format, word: f32, i: usize) -> f32 {
     match format {
         Format::F32 => word,
-        Format::Bf16 => f32::from_bits(word.to_bits() >> (16 * i) << 16),
+        Format::Bf16 => bf16_pair(word)[i],
         Format::Int8 => f32::from((word.to_bits() >> (8 * i)) as i8),
     }
 }

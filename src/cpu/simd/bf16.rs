@@ -5,7 +5,7 @@ use super::{Kernel, Simd};
 
 /// The bits of the bf16 nearest to `x`, halves to even.
 #[inline(always)]
-pub fn bf16_bits(x: f32) -> u32 {
+fn bf16_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     // A NaN stays one: rounding could carry its last bits into infinity.
     let quiet = bits | 0x0040_0000;
@@ -15,7 +15,7 @@ pub fn bf16_bits(x: f32) -> u32 {
 
 /// A word of two bf16.
 #[inline(always)]
-pub fn bf16_word(lower: f32, upper: f32) -> f32 {
+fn bf16_word(lower: f32, upper: f32) -> f32 {
     f32::from_bits(bf16_bits(lower) | bf16_bits(upper) << 16)
 }
 
@@ -53,16 +53,21 @@ impl Kernel for Bf16Words<'_> {
     }
 }
 
+/// The two bf16 of a word.
+#[inline(always)]
+pub fn bf16_pair(word: f32) -> [f32; 2] {
+    [word.to_bits() << 16, word.to_bits() & 0xffff_0000].map(f32::from_bits)
+}
+
 /// The f32 in words, as many as `y` has.
 #[inline(always)]
 fn widen(y: &mut [f32], words: &[f32]) {
     let (pairs, rest) = y.as_chunks_mut::<2>();
-    let halves = |word: f32| [word.to_bits() << 16, word.to_bits() & 0xffff_0000].map(f32::from_bits);
     for (pair, word) in pairs.iter_mut().zip(words) {
-        *pair = halves(*word);
+        *pair = bf16_pair(*word);
     }
     if let [last] = rest {
-        *last = halves(words[pairs.len()])[0];
+        *last = bf16_pair(words[pairs.len()])[0];
     }
 }
 

@@ -14,7 +14,7 @@ mod reduce;
 mod tiles;
 mod transpose;
 
-pub use bf16::{Bf16Words, Widen, bf16_dots, bf16_weighted, bf16_word, bf16_words_of};
+pub use bf16::{Bf16Words, Widen, bf16_dots, bf16_pair, bf16_weighted, bf16_words_of};
 pub use dot::{Bf16Floats, Dot, DotKernel, Floats, Form, Int8Floats};
 pub use math::{exp, exp_excess, gelu, gelu_slope, log, log_of, tanh};
 pub use product::small_product;
