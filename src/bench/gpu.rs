@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::measure::{Job, in_turn, median};
 use super::models::{self, Agreement, Source, Weights};
 use crate::backend::{OptimOps, Storage};
+use crate::cuda::registry::Kernel;
 use crate::cuda::trial::{self, Scale, Trial};
 use crate::cuda::{Buffer, Cuda};
 use crate::dtype::Dtype;
@@ -63,7 +64,7 @@ pub struct ModelRow {
 pub enum What {
     /// Kernels and models.
     All,
-    /// The kernels of these ops; see [`REGISTRY`](crate::cuda::registry::REGISTRY).
+    /// The kernels of these ops, or single ones as `op=variant`; see [`REGISTRY`](crate::cuda::registry::REGISTRY).
     Ops(Vec<String>),
     /// Whole models at these works.
     Works(Vec<Work>),
@@ -81,10 +82,11 @@ pub enum Work {
 }
 
 impl What {
-    fn kernels(&self, op: &str) -> bool {
+    fn takes(&self, kernel: &Kernel) -> bool {
+        let names = |wanted: &str| wanted == kernel.op || wanted.split_once('=') == Some((kernel.op, kernel.variant));
         match self {
             What::All => true,
-            What::Ops(ops) => ops.iter().any(|wanted| wanted == op),
+            What::Ops(ops) => ops.iter().any(|wanted| names(wanted)),
             What::Works(_) => false,
         }
     }
@@ -110,7 +112,7 @@ pub fn run(options: &DeviceOptions, what: &What, source: &Source, on_row: &mut d
     on_row(format!("{device}\ncopy {:.0} GB/s, read and written", copy_bandwidth / 1e9));
     let mut kernels = Vec::new();
     let mut flush = cuda.real(if scale == Scale::Full { 64 << 20 } else { 64 })?;
-    trial::run(&cuda, scale, &|op| what.kernels(op), &mut |mut trial: Trial<'_>| {
+    trial::run(&cuda, scale, &|kernel| what.takes(kernel), &mut |mut trial: Trial<'_>| {
         let seconds = time(&cuda, if scale == Scale::Full { 20 } else { 1 }, &mut trial, &mut flush)?;
         let row = KernelRow {
             case: trial.case.into(),
@@ -137,7 +139,10 @@ pub fn run(options: &DeviceOptions, what: &What, source: &Source, on_row: &mut d
     drop(flush);
     drop(cuda);
     if let What::Ops(ops) = what {
-        let timed = |op: &String| kernels.iter().any(|row: &KernelRow| row.kernel.starts_with(&format!("{op}_v")));
+        let timed = |op: &String| {
+            let (id, of_op) = (op.replace('=', "_"), format!("{op}_v"));
+            kernels.iter().any(|row: &KernelRow| row.kernel == id || row.kernel.starts_with(&of_op))
+        };
         if let Some(op) = ops.iter().find(|op| !timed(op)) {
             return Err(Error::input("--op", format!("no case takes its time in {op}; `della doctor` lists the ops")));
         }

@@ -23,8 +23,8 @@ pub struct Args {
     /// Precision of weights and activations [default: bf16]
     #[arg(long, value_enum, default_value_t = DtypeArg::Bf16)]
     dtype: DtypeArg,
-    /// The kernels of these ops alone, as `della doctor` lists them
-    #[arg(long, value_name = "OP,…", value_delimiter = ',', conflicts_with = "work")]
+    /// The kernels of these ops alone, or single variants, as `della doctor` lists them
+    #[arg(long, value_name = "OP[=VARIANT],…", value_delimiter = ',', conflicts_with = "work")]
     op: Vec<String>,
     /// Whole models alone, at these works
     #[arg(long, value_enum, value_name = "WORK,…", value_delimiter = ',')]

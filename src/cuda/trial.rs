@@ -1,7 +1,7 @@
 //! Every variant of the kernels that decide the time, on the device: checked against the plainest of its op, then handed to
 //! whoever wants to time it.
 
-use super::registry::REGISTRY;
+use super::registry::{Kernel, REGISTRY};
 use super::{Buffer, Cuda, driver};
 use crate::backend::{
     AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Draw, Drive, EmbedOps, LatentOps,
@@ -79,18 +79,19 @@ type Ops = &'static [&'static str];
 /// Makes a case, with its operands on the device.
 type Make<'a> = Box<dyn FnOnce() -> Result<Case> + 'a>;
 
-/// Checks every variant of every case of the ops that `wanted` takes; `on_trial` is given each.
+/// Checks the variants that `wanted` takes, on every case of their ops; `on_trial` is given each.
 ///
 /// # Errors
 /// There is no memory, or the device failed; those of `on_trial`.
 pub fn run(
     cuda: &Cuda,
     scale: Scale,
-    wanted: &dyn Fn(&str) -> bool,
+    wanted: &dyn Fn(&Kernel) -> bool,
     on_trial: &mut dyn FnMut(Trial<'_>) -> Result<()>,
 ) -> Result<()> {
     for (ops, make) in cases(cuda, scale) {
-        let ops: Vec<_> = ops.iter().filter(|op| wanted(op)).collect();
+        let is_wanted = |op: &&&str| REGISTRY.iter().any(|kernel| kernel.op == **op && wanted(kernel));
+        let ops: Vec<_> = ops.iter().filter(is_wanted).collect();
         if ops.is_empty() {
             continue;
         }
@@ -99,15 +100,15 @@ pub fn run(
             let variants =
                 || REGISTRY.iter().filter(|kernel| kernel.op == *op && cuda.driver().arch().runs(kernel.arch));
             let Some(plain) = variants().next_back() else { continue };
-            let wanted = results(&mut case, &cuda.trying(plain))?;
-            for kernel in variants() {
+            let expected = results(&mut case, &cuda.trying(plain))?;
+            for kernel in variants().filter(|kernel| wanted(kernel)) {
                 let device = cuda.trying(kernel);
                 let found = results(&mut case, &device)?;
                 // another took its place where it does not do the case
                 if !device.kernels().took_it() {
                     continue;
                 }
-                let differences = found.iter().zip(&wanted).map(|(x, y)| Difference::of(x, y));
+                let differences = found.iter().zip(&expected).map(|(x, y)| Difference::of(x, y));
                 let difference = differences.fold(Difference::default(), Difference::or_worse);
                 on_trial(Trial {
                     kernel: kernel.id(),
