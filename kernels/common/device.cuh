@@ -209,7 +209,7 @@ DEVICE void ldmatrix_x4_trans(u32 (&result)[4], const void* row) {
 //   a[i] holds A[g + 8 * (i % 2)][2 * t + 8 * (i / 2)] and its right neighbour,
 //   b0, b1 hold B[2 * t][g], B[2 * t + 8][g] and the elements below them,
 //   d[i] is D[g + 8 * (i / 2)][2 * t + i % 2].
-DEVICE void mma_bf16_16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+DEVICE void mma_bf16_16816(float* d, const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -303,6 +303,13 @@ DEVICE void tma_store_wait() {
 // Before the first wgmma, and before one that reads accumulators which were touched since the last.
 DEVICE void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+// Accumulators are made here and not later: the compiler may not move that past wgmma_fence.
+template <int N>
+DEVICE void wgmma_settle(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // Closes a group of wgmmas.

@@ -35,9 +35,6 @@ template <class T> DEVICE bool rows_even(const T* x, int columns) {
     return ((u64)x | (u64)columns * sizeof(T)) % (2 * sizeof(T)) == 0;
 }
 
-// Whether every fourth value of what begins at x begins at a multiple of four values. Of null, it does.
-template <class T> DEVICE bool rows_in_fours(const T* x) { return (u64)x % (4 * sizeof(T)) == 0; }
-
 // ---- Tiles ----------------------------------------------------------------------------------------------------------
 
 struct TilePlace {
@@ -68,21 +65,27 @@ DEVICE int steps_of_part(int k, int step) { return ((k + step - 1) / step + SPLI
 
 // ---- What follows a product -----------------------------------------------------------------------------------------
 
-// v = the product + bias; u = v; v = gelu(v); y = v + residual, or y += v: each where there is one.
+// v = the product + bias; u = v; v = gelu(v); y = v + residual, or y += v: each where there is one. Of u or gelu, residual
+// and accumulate there is one kind at most.
 struct Finish {
     Out* y;
     const float* bias;
     const act* residual;
     act* u;
     int gelu, accumulate, m, n;
-    bool in_fours;  // every fourth value of all of them begins at a multiple of four values
+    bool in_pairs, in_fours;  // all rows begin at multiples of two, or four, values
 };
 
 DEVICE Finish make_finish(Out* y, const float* bias, const act* residual, act* u, int gelu, int accumulate, int m,
                           int n) {
-    const bool in_fours =
-        n % 4 == 0 && rows_in_fours(y) && rows_in_fours(bias) && rows_in_fours(residual) && rows_in_fours(u);
-    return {y, bias, residual, u, gelu, accumulate, m, n, in_fours};
+    return {y, bias, residual, u, gelu, accumulate, m, n, n % 2 == 0, n % 4 == 0};
+}
+
+// The same without what is added.
+DEVICE Finish nothing_added(const Finish& f) {
+    Finish plain = f;
+    plain.bias = nullptr, plain.residual = nullptr, plain.accumulate = 0;
+    return plain;
 }
 
 DEVICE bool is_inside(const Finish& f, int row, int column) { return row < f.m && column < f.n; }
@@ -112,68 +115,123 @@ DEVICE void finish_value(const Finish& f, int row, int column, float value, floa
     f.y[place] = convert<Out>(value + added);
 }
 
-DEVICE void add_values(float (&v)[4], const float (&x)[4]) {
+template <int N> DEVICE void add_values(float (&v)[N], const float (&x)[N]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) v[i] += x[i];
+    for (int i = 0; i < N; i++) v[i] += x[i];
 }
 
-// Where a strip, some rows of a warp's part of a tile in shared memory, has (row, column): the tensor cores leave two
-// neighbours to a lane, and by the XOR those of 4 rows lie in different banks.
-template <int COLUMNS> DEVICE int strip_place(int row, int column) { return row * COLUMNS + (column ^ row % 4 * 8); }
+// Finishes N values side by side, the first at `place` in its matrix and in `column`. Four only where rows are `in_fours`.
+template <int N> DEVICE void finish_values(float (&v)[N], const Finish& f, size_t place, int column) {
+    float x[N];
+    if (f.bias) load_values(x, f.bias + column), add_values(v, x);
+    if (f.u) store_values(f.u + place, v);
+    if (f.gelu) {
+#pragma unroll
+        for (int i = 0; i < N; i++) v[i] = gelu_new(v[i]);
+    }
+    if (f.residual) load_values(x, f.residual + place), add_values(v, x);
+    if (f.accumulate) load_values(x, f.y + place), add_values(v, x);
+    store_values(f.y + place, v);
+}
 
-// Finishes a strip. Its warp calls it, after __syncwarp, and four values side by side are each lane's: so a row is
-// written in one piece, and the code is as short as the strip, not as the tile. Code of a whole tile's length would not
-// stay in the instruction cache.
-template <int ROWS, int COLUMNS>
-DEVICE void finish_strip(const Finish& f, const float* strip, int first_row, int first_column) {
-    constexpr int LANES = COLUMNS / 4, STEP = 32 / LANES, BATCH = ROWS / STEP / 2;
-    static_assert(ROWS % (BATCH * STEP) == 0, "every lane has as many batches");
+// ---- The same for fragments -----------------------------------------------------------------------------------------
+
+// A fragment is what the tensor cores have in a warp's registers of 16 rows, by 8 columns for each four values of a lane:
+// v[4 j + 2 h + c] of lane l belongs to row l / 4 + 8 h and column 8 j + 2 (l % 4) + c. What is added to a product the sums
+// begin with, so that it is loaded while there is other work; the rest goes from registers to memory, for the copy engine
+// and the tensor cores keep shared memory busy. Rows are written by whole sectors of 32 bytes.
+
+// Where a lane's first value is.
+struct FragmentPlace {
+    int row, column;
+};
+
+DEVICE FragmentPlace fragment_place(int first_row, int first_column) {
     const int lane = (int)threadIdx.x % 32;
-    if (!f.in_fours) {
-#pragma unroll 1
-        for (int row = 0; row < ROWS; row++) {
-            for (int column = lane; column < COLUMNS; column += 32) {
-                const int y_row = first_row + row, y_column = first_column + column;
-                const float value = strip[strip_place<COLUMNS>(row, column)];
-                finish_value(f, y_row, y_column, value, bias_of(f, y_row, y_column), added_to(f, y_row, y_column));
-            }
-        }
-        return;
+    return {first_row + lane / 4, first_column + 2 * (lane % 4)};
+}
+
+// Values side by side at `column` of a row; beyond the matrix they are anything.
+template <bool PAIRS, class T> DEVICE void load_pair(float (&pair)[2], const T* row, int column, const Finish& f) {
+    const int at = column < f.n ? column : 0;
+    if constexpr (PAIRS) {
+        load_values(pair, row + at);
+    } else {
+        pair[0] = to_float(row[at]), pair[1] = to_float(row[at + 1 < f.n ? at + 1 : at]);
     }
-    const int inside = lane % LANES * 4, column = first_column + inside;
-    if (column >= f.n) return;
-    float bias[4] = {};
-    if (f.bias) load_values(bias, f.bias + column);
-#pragma unroll 1
-    for (int first = lane / LANES; first < ROWS; first += BATCH * STEP) {
-        float added[BATCH][4] = {};
+}
+
+template <bool PAIRS, int N> DEVICE void begin_with(float (&v)[N], const Finish& f, FragmentPlace at) {
+    const bool accumulates = f.accumulate, adds = f.residual || accumulates;
+    const Out* added = f.residual ? (const Out*)f.residual : f.y;
+    const Out* const rows[2] = {added + (at.row < f.m ? (size_t)at.row * f.n : 0),
+                                added + (at.row + 8 < f.m ? (size_t)(at.row + 8) * f.n : 0)};
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const int row = first_row + first + b * STEP;
-            const size_t place = (size_t)row * f.n + column;
-            if (row >= f.m) continue;
-            if (f.residual) load_values(added[b], f.residual + place);
-            if (f.accumulate) {
-                float before[4];
-                load_values(before, f.y + place);
-                add_values(added[b], before);
-            }
-        }
+    for (int i = 0; i < N; i += 2) {
+        float pair[2] = {0.0f, 0.0f};
+        if (adds) load_pair<PAIRS>(pair, rows[i / 2 % 2], at.column + i / 4 * 8, f);
+        v[i] = pair[0], v[i + 1] = pair[1];
+    }
 #pragma unroll
-        for (int b = 0; b < BATCH; b++) {
-            const int row = first_row + first + b * STEP;
-            const size_t place = (size_t)row * f.n + column;
-            if (row >= f.m) continue;
-            float v[4];
-            load_values(v, strip + strip_place<COLUMNS>(first + b * STEP, inside));
-            add_values(v, bias);
-            if (f.u) store_values(f.u + place, v);
-            if (f.gelu) {
+    for (int i = 0; i < N; i += 4) {
+        float pair[2] = {0.0f, 0.0f};
+        if (f.bias) load_pair<PAIRS>(pair, f.bias, at.column + i / 4 * 8, f);
+        v[i] += pair[0], v[i + 1] += pair[1], v[i + 2] += pair[0], v[i + 3] += pair[1];
+    }
+}
+
+// What the sums of a product begin with.
+template <int N> DEVICE void begin_fragment(float (&v)[N], const Finish& f, FragmentPlace at) {
+    if (f.in_pairs) {
+        begin_with<true>(v, f, at);
+    } else {
+        begin_with<false>(v, f, at);
+    }
+}
+
+template <class T> DEVICE void store_pair(T* y, float first, float second, const Finish& f, int row, int column) {
+    if (!is_inside(f, row, column)) return;
+    y += (size_t)row * f.n + column;
+    if (f.in_pairs) {
+        const float pair[2] = {first, second};
+        store_values(y, pair);
+    } else {
+        y[0] = convert<T>(first);
+        if (column + 1 < f.n) y[1] = convert<T>(second);
+    }
+}
+
+template <int N, class T> DEVICE void store_fragment(T* y, const float (&v)[N], const Finish& f, FragmentPlace at) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) v[i] = gelu_new(v[i]);
-            }
-            add_values(v, added[b]);
-            store_values(f.y + place, v);
+    for (int i = 0; i < N; i += 2) {
+        store_pair(y, v[i], v[i + 1], f, at.row + i / 2 % 2 * 8, at.column + i / 4 * 8);
+    }
+}
+
+// Of two times 8 columns in bf16 two lanes side by side exchange a pair: each has four values of one of them.
+template <int N> DEVICE void store_fragment(bf16* y, const float (&v)[N], const Finish& f, FragmentPlace at) {
+    if (!f.in_fours) return store_fragment<N, bf16>(y, v, f, at);
+    const bool odd = threadIdx.x % 2;
+#pragma unroll
+    for (int i = 0; i < N; i += 8) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const u32 left = pack_bf16x2(v[i + 2 * h], v[i + 2 * h + 1]);
+            const u32 right = pack_bf16x2(v[i + 4 + 2 * h], v[i + 5 + 2 * h]);
+            const u32 other = __shfl_xor_sync(0xffffffffu, odd ? left : right, 1);
+            const int row = at.row + 8 * h, column = at.column + i / 4 * 8 + (odd ? 6 : 0);
+            if (!is_inside(f, row, column)) continue;
+            *(uint2*)(y + (size_t)row * f.n + column) = odd ? make_uint2(other, right) : make_uint2(left, other);
         }
     }
+}
+
+// Finishes a fragment of sums that began by `begin_fragment`.
+template <int N> DEVICE void finish_fragment(float (&v)[N], const Finish& f, FragmentPlace at) {
+    if (f.u) store_fragment(f.u, v, f, at);
+    if (f.gelu) {
+#pragma unroll
+        for (int i = 0; i < N; i++) v[i] = gelu_new(v[i]);
+    }
+    store_fragment(f.y, v, f, at);
 }

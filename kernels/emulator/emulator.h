@@ -429,7 +429,7 @@ DEVICE void ldmatrix_x4(u32 (&result)[4], const void* row, EMULATOR_HERE) {
 DEVICE void ldmatrix_x4_trans(u32 (&result)[4], const void* row, EMULATOR_HERE) {
     emulator::ldmatrix(emulator::self(), result, row, true, where);
 }
-DEVICE void mma_bf16_16816(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, EMULATOR_HERE) {
+DEVICE void mma_bf16_16816(float* d, const u32 (&a)[4], u32 b0, u32 b1, EMULATOR_HERE) {
     emulator::mma_bf16(emulator::self(), d, a, b0, b1, where);
 }
 DEVICE void mma_tf32_1688(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, EMULATOR_HERE) {
@@ -464,6 +464,7 @@ DEVICE void tma_store_wait(EMULATOR_HERE) {
 }
 
 DEVICE void wgmma_fence(EMULATOR_HERE) { emulator::wgmma_fence(emulator::self(), where); }
+template <int N> DEVICE void wgmma_settle(float (&)[N]) {}
 DEVICE void wgmma_commit(EMULATOR_HERE) { emulator::wgmma_commit(emulator::self(), where); }
 template <int N>
 DEVICE void wgmma_wait(EMULATOR_HERE) {

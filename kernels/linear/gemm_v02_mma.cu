@@ -92,7 +92,7 @@ DEVICE void fetch(bf16* tile, const bf16* x, int first_line, int lines, int firs
     }
 }
 
-typedef float Sums[PARTS_M][PARTS_N][4];
+typedef float Sums[PARTS_M][4 * PARTS_N];  // fragments
 
 // Adds the product of two tiles, of the parts that are this warp's.
 DEVICE void multiply(Sums& sums, const bf16* a, const bf16* b, int first_row, int first_column) {
@@ -122,7 +122,7 @@ DEVICE void multiply(Sums& sums, const bf16* a, const bf16* b, int first_row, in
         for (int i = 0; i < PARTS_M; i++) {
 #pragma unroll
             for (int j = 0; j < PARTS_N; j++) {
-                mma_bf16_16816(sums[i][j], a_part[i], b_part[j / 2][j % 2 * 2], b_part[j / 2][j % 2 * 2 + 1]);
+                mma_bf16_16816(&sums[i][4 * j], a_part[i], b_part[j / 2][j % 2 * 2], b_part[j / 2][j % 2 * 2 + 1]);
             }
         }
     }
@@ -155,19 +155,6 @@ DEVICE void product(Sums& sums, bf16* tiles, const bf16* a, const bf16* b, int m
     }
 }
 
-// Leaves 16 rows of sums in a strip.
-DEVICE void leave(float* strip, const float (&sums)[PARTS_N][4]) {
-    const int lane = (int)threadIdx.x % 32;
-#pragma unroll
-    for (int j = 0; j < PARTS_N; j++) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const float both[2] = {sums[j][2 * h], sums[j][2 * h + 1]};
-            store_values(strip + strip_place<WARP_N>(8 * h + lane / 4, 8 * j + 2 * (lane % 4)), both);
-        }
-    }
-}
-
 KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* y, const A* a, const B* b,
                                     const float* __restrict__ bias, const act* residual,
                                     act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
@@ -180,7 +167,14 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* y, const A* a, const B* b,
     const int tile_row = tile.row * TILE_M, tile_column = tile.column * TILE_N;
     const int first_row = warp / WARPS_N * WARP_M, first_column = warp % WARPS_N * WARP_N;
 
-    Sums sums = {};
+    y += (size_t)blockIdx.z * m * n;
+    const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
+    auto place = [&](int part) {
+        return fragment_place(tile_row + first_row + 16 * part, tile_column + first_column);
+    };
+    Sums sums;
+#pragma unroll
+    for (int i = 0; i < PARTS_M; i++) begin_fragment(sums[i], f, place(i));
     const bool a_aligned = rows_aligned(a, a_stride), b_aligned = rows_aligned(b, LAYOUT == 1 ? k : n);
     if (a_aligned && b_aligned) {
         product<true, true>(sums, tiles, a, b, m, n, k, a_stride, tile_row, tile_column, first_row, first_column);
@@ -192,19 +186,17 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* y, const A* a, const B* b,
         product<false, false>(sums, tiles, a, b, m, n, k, a_stride, tile_row, tile_column, first_row, first_column);
     }
 
-    y += (size_t)blockIdx.z * m * n;
-    const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
     cp_async_wait<0>();
-    __syncthreads();  // the tiles were read: there are strips in their place
-    float* strip = (float*)tiles + warp * 16 * WARP_N;
 #pragma unroll 1
     for (int part = 0; part < PARTS_M; part++) {
+        float v[4 * PARTS_N];
 #pragma unroll
         for (int i = 0; i < PARTS_M; i++) {
-            if (i == part) leave(strip, sums[i]);
+#pragma unroll
+            for (int j = 0; j < 4 * PARTS_N; j++) {
+                if (i == part) v[j] = sums[i][j];
+            }
         }
-        __syncwarp();
-        finish_strip<16, WARP_N>(f, strip, tile_row + first_row + 16 * part, tile_column + first_column);
-        __syncwarp();
+        finish_fragment(v, f, place(part));
     }
 }

@@ -154,6 +154,10 @@ impl Cuda {
     /// `y (m, n) = a b`; see [`Product`].
     fn product(&self, layout: Layout, [m, n, k]: [usize; 3], product: &Product<'_>) {
         let &Product { y, a, b, a_stride, bias, residual, save, gelu, accumulate } = product;
+        debug_assert!(
+            !(gelu || save.is_some()) || !(residual.is_some() || accumulate),
+            "tiles begin with what is added"
+        );
         let (y_at, y_bf16) = y;
         let [(a_at, a_bf16), (b_at, b_bf16)] = [a, b];
         let stride = a_stride.unwrap_or(if layout == Layout::Tn { m } else { k });
@@ -177,6 +181,14 @@ impl Cuda {
             args.push(int(stride));
             if let Some(boxes) = choice.kernel.tiles {
                 args.extend(self.maps(layout, [m, n, k], [a_at, b_at], stride, boxes)?);
+            }
+            let streams = choice.kernel.streams();
+            let left = streams.then(|| self.memory.buffer(registry::stream_len(&choice.geometry), 4)).transpose()?;
+            if let Some(left) = &left {
+                args.extend([
+                    Arg::Address(left.first(left.len())),
+                    Arg::Address(self.counters.first(registry::COUNTERS)),
+                ]);
             }
             self.kernels.run(self.driver.as_ref(), &choice, &args)?;
             let Some(parts) = parts else { return Ok(()) };

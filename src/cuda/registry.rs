@@ -63,6 +63,11 @@ impl Kernel {
         self.defines.iter().find(|(name, _)| *name == "SPLITS").map_or(1, |(_, splits)| *splits as usize)
     }
 
+    /// Whether its blocks share all steps of a product evenly: it also wants room for what they leave of a tile, and counters.
+    pub fn streams(&self) -> bool {
+        self.defines.contains(&("STREAM", 1))
+    }
+
     /// All macros for these types.
     pub fn macros(&self, types: Types) -> Vec<(&'static str, u32)> {
         types.defines().into_iter().chain(self.defines.iter().copied()).collect()
@@ -165,7 +170,24 @@ const PERSISTENT: usize = 132;
 /// Blocks that take tiles of `tile_m` by 128 in turn, each in `splits` parts.
 fn persistent(p: &Problem, tile_m: usize, splits: usize) -> Geometry {
     let tiles = p.rows.div_ceil(tile_m) * p.cols.div_ceil(128) * splits;
-    Geometry { shared: 196_608 + 32_768, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
+    Geometry { shared: 196_608, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
+}
+
+/// Blocks that share all steps along k of all tiles of 128 by 128.
+fn streaming(p: &Problem) -> Geometry {
+    let steps = p.rows.div_ceil(128) * p.cols.div_ceil(128) * p.depth.div_ceil(64);
+    Geometry { shared: 196_608, ..geometry(steps.min(PERSISTENT), 1, 1, 384) }
+}
+
+/// Elements of what the blocks of a kernel that [`streams`](Kernel::streams) leave of tiles: two each.
+pub fn stream_len(geometry: &Geometry) -> usize {
+    geometry.grid[0] as usize * 2 * 128 * 128
+}
+
+/// Whether sums are long and the last round of tiles of 128 by 128 would keep few multiprocessors busy.
+fn is_uneven(p: &Problem) -> bool {
+    let tiles = p.rows.div_ceil(128) * p.cols.div_ceil(128);
+    p.depth >= 2048 && 10 * tiles < 9 * tiles.next_multiple_of(PERSISTENT)
 }
 
 /// Tiles of `side` by `side`, a block for each in `splits` parts.
@@ -193,10 +215,11 @@ fn is_narrow(p: &Problem) -> bool {
     !p.types.b && p.rows <= 512 && p.rows.div_ceil(64) * p.cols.div_ceil(64) <= PERSISTENT / 2
 }
 
-/// Whether the tensor memory accelerator can read both operands: rows of whole 16 bytes.
+/// Whether the tensor memory accelerator can read both operands, in rows of whole 16 bytes, and rows of the result are of
+/// whole pairs.
 fn is_tiled(p: &Problem) -> bool {
     let of_b = if p.types.layout == Layout::Nt { p.depth } else { p.cols };
-    p.depth > 0 && p.stride.is_multiple_of(8) && of_b.is_multiple_of(8)
+    p.depth > 0 && p.stride.is_multiple_of(8) && of_b.is_multiple_of(8) && p.cols.is_multiple_of(2)
 }
 
 /// What feeds `mma.sync` and what it is.
@@ -270,6 +293,15 @@ pub const REGISTRY: &[Kernel] = &[
         ..wgmma("v03_wgmma", |p| persistent(p, 256, 1))
     },
     Kernel {
+        // of gradients of weights alone: the order of their sums depends on all sizes of the product
+        can: |types| types.a && types.b && types.layout == Layout::Tn,
+        fits: |p| is_tiled(p) && p.rows.div_ceil(128) * p.cols.div_ceil(128) <= COUNTERS,
+        prefer: is_uneven,
+        tiles: Some([128, 128]),
+        defines: &[("TILE_M", 128), ("STAGES", 6), ("STREAM", 1)],
+        ..wgmma("v03_wgmma_stream", streaming)
+    },
+    Kernel {
         prefer: |p| is_shared(p, 128, 5, PERSISTENT),
         tiles: Some([128, 128]),
         defines: &[("TILE_M", 128), ("STAGES", 6), ("SPLITS", 5)],
@@ -306,6 +338,12 @@ pub const REGISTRY: &[Kernel] = &[
     Kernel {
         defines: &[("TILE_M", 64), ("TILE_N", 64), ("TILE_K", 64), ("WARPS_M", 2), ("WARPS_N", 2), ("BLOCKS", 4)],
         ..mma("v02_mma_small", |p| mma_tiles(p, 64, 1, 128))
+    },
+    Kernel {
+        can: |types| !types.b,
+        ..v01("linear", "gemm", "v05_ahead", Uses::Product, |p| {
+            geometry(p.cols.div_ceil(64), p.rows.div_ceil(64), 1, BLOCK)
+        })
     },
     v01("linear", "gemm", "v01_tile", Uses::Product, |p| geometry(p.cols.div_ceil(64), p.rows.div_ceil(64), 1, BLOCK)),
     overlapping(v01("linear", "gemm_finish", "v01_flat", Uses::Finish, |p| {
@@ -404,7 +442,7 @@ pub fn parts_len(p: &Problem) -> usize {
     }
 }
 
-/// Counters that a device has for blocks which add up what others leave.
+/// Counters that a device has for blocks that add up what others leave.
 pub const COUNTERS: usize = 1 << 16;
 
 /// The variable that forces variants: `op=variant`, several with commas between.

@@ -68,6 +68,7 @@ pub const FILES: &[(&str, &str)] = files![
     "linear/gemm_v02_mma.cu",
     "linear/gemm_v03_wgmma.cu",
     "linear/gemm_v04_gemv.cu",
+    "linear/gemm_v05_ahead.cu",
     "linear/norm_gemm_v01_gemv.cu",
     "attention/attention_bwd_kv_v01_warp.cu",
     "attention/attention_bwd_kv_v02_flash.cu",

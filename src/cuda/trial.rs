@@ -206,6 +206,13 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
             cases.push((ops, Box::new(move || linear_backward(cuda, rows, inputs, outputs))));
         }
     }
+    for inputs in [width, 4 * width] {
+        cases.push((&["gemm"], Box::new(move || linear_residual(cuda, tokens, inputs, width))));
+    }
+    for outputs in if full { [2 * 256, 256] } else { [50, 24] } {
+        let (rows, inputs) = if full { (128, 1024) } else { (40, 33) };
+        cases.push((&["gemm"], Box::new(move || latent_linear(cuda, rows, inputs, outputs))));
+    }
     for rows in [1, if full { 8 } else { 7 }] {
         let outputs = if full { 3 * width } else { 40 };
         cases.push((&["norm_gemm"], Box::new(move || normed(cuda, rows, width, outputs))));
@@ -268,6 +275,45 @@ fn linear(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> Result<Cas
         run: Box::new(move |cuda, results| {
             cuda.linear_gelu_fwd(&mut y, None, &x, &w, &bias, rows);
             read(cuda, results, &[(&y, rows * outputs)]);
+        }),
+    })
+}
+
+/// To the residual stream.
+fn linear_residual(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
+    let (x, data) = (cuda.act_from(&normal(1, rows * inputs, 1.0))?, normal(2, inputs * outputs, 0.05));
+    let w = cuda.weight(Matrix { data: &data, rows: inputs, cols: outputs }, Role::Linear)?;
+    let (mut residual, mut y) = (cuda.stream(rows * outputs)?, cuda.stream(rows * outputs)?);
+    cuda.write_act(&mut residual, &normal(4, rows * outputs, 1.0));
+    let bias = cuda.real_from(&normal(3, outputs, 1.0))?;
+    Ok(Case {
+        name: format!("linear_residual_fwd {rows}x{inputs}x{outputs}"),
+        flops: 2.0 * (rows * inputs * outputs) as f64,
+        bytes: act_bytes(cuda) * (rows * inputs + inputs * outputs) as f64 + 8.0 * (rows * outputs) as f64,
+        run: Box::new(move |cuda, results| {
+            cuda.linear_residual_fwd(&mut y, &residual, &x, &w, &bias, rows);
+            read(cuda, results, &[(&y, rows * outputs)]);
+        }),
+    })
+}
+
+/// In f32, both ways.
+fn latent_linear(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
+    let (x, data) = (cuda.real_from(&normal(1, rows * inputs, 1.0))?, normal(2, inputs * outputs, 0.05));
+    let w = cuda.weight(Matrix { data: &data, rows: outputs, cols: inputs }, Role::Latent)?;
+    let (mut y, mut dx, mut dw) = (cuda.real(rows * outputs)?, cuda.real(rows * inputs)?, cuda.real(inputs * outputs)?);
+    Ok(Case {
+        name: format!("latent_linear fwd+bwd {rows}x{inputs}x{outputs}"),
+        flops: 6.0 * (rows * inputs * outputs) as f64,
+        bytes: 4.0 * (4 * rows * outputs + 4 * rows * inputs + 4 * inputs * outputs) as f64,
+        run: Box::new(move |cuda, results| {
+            if results.is_some() {
+                cuda.zero_real(&mut dx, rows * inputs);
+                cuda.zero_real(&mut dw, inputs * outputs);
+            }
+            cuda.latent_linear_fwd(&mut y, &x, &w, rows, false);
+            cuda.latent_linear_bwd(&mut dx, &mut dw, &y, &x, &w, rows);
+            read(cuda, results, &[(&y, rows * outputs), (&dx, rows * inputs), (&dw, inputs * outputs)]);
         }),
     })
 }
