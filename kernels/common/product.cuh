@@ -81,13 +81,6 @@ DEVICE Finish make_finish(Out* y, const float* bias, const act* residual, act* u
     return {y, bias, residual, u, gelu, accumulate, m, n, n % 2 == 0, n % 4 == 0};
 }
 
-// The same without what is added.
-DEVICE Finish nothing_added(const Finish& f) {
-    Finish plain = f;
-    plain.bias = nullptr, plain.residual = nullptr, plain.accumulate = 0;
-    return plain;
-}
-
 DEVICE bool is_inside(const Finish& f, int row, int column) { return row < f.m && column < f.n; }
 
 // The bias of a value.
@@ -120,15 +113,17 @@ template <int N> DEVICE void add_values(float (&v)[N], const float (&x)[N]) {
     for (int i = 0; i < N; i++) v[i] += x[i];
 }
 
+template <int N> DEVICE void gelu_values(float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = gelu_new(v[i]);
+}
+
 // Finishes N values side by side, the first at `place` in its matrix and in `column`. Four only where rows are `in_fours`.
 template <int N> DEVICE void finish_values(float (&v)[N], const Finish& f, size_t place, int column) {
     float x[N];
     if (f.bias) load_values(x, f.bias + column), add_values(v, x);
     if (f.u) store_values(f.u + place, v);
-    if (f.gelu) {
-#pragma unroll
-        for (int i = 0; i < N; i++) v[i] = gelu_new(v[i]);
-    }
+    if (f.gelu) gelu_values(v);
     if (f.residual) load_values(x, f.residual + place), add_values(v, x);
     if (f.accumulate) load_values(x, f.y + place), add_values(v, x);
     store_values(f.y + place, v);
@@ -151,66 +146,75 @@ DEVICE FragmentPlace fragment_place(int first_row, int first_column) {
     return {first_row + lane / 4, first_column + 2 * (lane % 4)};
 }
 
+// How much of a fragment is known: PAIRS, all rows begin at multiples of two values; WHOLE, all columns are inside.
+template <bool PAIRS, bool WHOLE> struct Known {};
+
 // Values side by side at `column` of a row; beyond the matrix they are anything.
-template <bool PAIRS, class T> DEVICE void load_pair(float (&pair)[2], const T* row, int column, const Finish& f) {
-    const int at = column < f.n ? column : 0;
+template <bool PAIRS, bool WHOLE, class T>
+DEVICE void load_pair(float (&pair)[2], const T* row, int column, int n, Known<PAIRS, WHOLE>) {
+    const int at = WHOLE || column < n ? column : 0;
     if constexpr (PAIRS) {
         load_values(pair, row + at);
     } else {
-        pair[0] = to_float(row[at]), pair[1] = to_float(row[at + 1 < f.n ? at + 1 : at]);
+        pair[0] = to_float(row[at]), pair[1] = to_float(row[WHOLE || at + 1 < n ? at + 1 : at]);
     }
 }
 
-template <bool PAIRS, int N> DEVICE void begin_with(float (&v)[N], const Finish& f, FragmentPlace at) {
-    const bool accumulates = f.accumulate, adds = f.residual || accumulates;
+template <int N, class Known> DEVICE void begin_with(float (&v)[N], const Finish& f, FragmentPlace at, Known known) {
+    const bool adds = f.residual || f.accumulate;
     const Out* added = f.residual ? (const Out*)f.residual : f.y;
     const Out* const rows[2] = {added + (at.row < f.m ? (size_t)at.row * f.n : 0),
                                 added + (at.row + 8 < f.m ? (size_t)(at.row + 8) * f.n : 0)};
 #pragma unroll
     for (int i = 0; i < N; i += 2) {
         float pair[2] = {0.0f, 0.0f};
-        if (adds) load_pair<PAIRS>(pair, rows[i / 2 % 2], at.column + i / 4 * 8, f);
+        if (adds) load_pair(pair, rows[i / 2 % 2], at.column + i / 4 * 8, f.n, known);
         v[i] = pair[0], v[i + 1] = pair[1];
     }
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
         float pair[2] = {0.0f, 0.0f};
-        if (f.bias) load_pair<PAIRS>(pair, f.bias, at.column + i / 4 * 8, f);
+        if (f.bias) load_pair(pair, f.bias, at.column + i / 4 * 8, f.n, known);
         v[i] += pair[0], v[i + 1] += pair[1], v[i + 2] += pair[0], v[i + 3] += pair[1];
     }
 }
 
 // What the sums of a product begin with.
 template <int N> DEVICE void begin_fragment(float (&v)[N], const Finish& f, FragmentPlace at) {
-    if (f.in_pairs) {
-        begin_with<true>(v, f, at);
+    const bool whole = at.column + (N / 4 - 1) * 8 + 1 < f.n;
+    if (f.in_pairs && whole) {
+        begin_with(v, f, at, Known<true, true>());
+    } else if (f.in_pairs) {
+        begin_with(v, f, at, Known<true, false>());
     } else {
-        begin_with<false>(v, f, at);
+        begin_with(v, f, at, Known<false, false>());
     }
 }
 
-template <class T> DEVICE void store_pair(T* y, float first, float second, const Finish& f, int row, int column) {
-    if (!is_inside(f, row, column)) return;
+template <bool WHOLE, class T>
+DEVICE void store_pair(T* y, float first, float second, const Finish& f, int row, int column) {
+    if (!WHOLE && !is_inside(f, row, column)) return;
     y += (size_t)row * f.n + column;
     if (f.in_pairs) {
         const float pair[2] = {first, second};
         store_values(y, pair);
     } else {
         y[0] = convert<T>(first);
-        if (column + 1 < f.n) y[1] = convert<T>(second);
+        if (WHOLE || column + 1 < f.n) y[1] = convert<T>(second);
     }
 }
 
-template <int N, class T> DEVICE void store_fragment(T* y, const float (&v)[N], const Finish& f, FragmentPlace at) {
+template <bool WHOLE, int N, class T>
+DEVICE void store_fragment(T* y, const float (&v)[N], const Finish& f, FragmentPlace at) {
 #pragma unroll
     for (int i = 0; i < N; i += 2) {
-        store_pair(y, v[i], v[i + 1], f, at.row + i / 2 % 2 * 8, at.column + i / 4 * 8);
+        store_pair<WHOLE>(y, v[i], v[i + 1], f, at.row + i / 2 % 2 * 8, at.column + i / 4 * 8);
     }
 }
 
 // Of two times 8 columns in bf16 two lanes side by side exchange a pair: each has four values of one of them.
-template <int N> DEVICE void store_fragment(bf16* y, const float (&v)[N], const Finish& f, FragmentPlace at) {
-    if (!f.in_fours) return store_fragment<N, bf16>(y, v, f, at);
+template <bool WHOLE, int N> DEVICE void store_fragment(bf16* y, const float (&v)[N], const Finish& f, FragmentPlace at) {
+    if (!f.in_fours) return store_fragment<WHOLE, N, bf16>(y, v, f, at);
     const bool odd = threadIdx.x % 2;
 #pragma unroll
     for (int i = 0; i < N; i += 8) {
@@ -219,19 +223,25 @@ template <int N> DEVICE void store_fragment(bf16* y, const float (&v)[N], const 
             const u32 left = pack_bf16x2(v[i + 2 * h], v[i + 2 * h + 1]);
             const u32 right = pack_bf16x2(v[i + 4 + 2 * h], v[i + 5 + 2 * h]);
             const u32 other = __shfl_xor_sync(0xffffffffu, odd ? left : right, 1);
-            const int row = at.row + 8 * h, column = at.column + i / 4 * 8 + (odd ? 6 : 0);
-            if (!is_inside(f, row, column)) continue;
+            const int row = at.row + 8 * h, column = at.column + (odd ? 6 : 0) + i / 4 * 8;
+            if (!WHOLE && !is_inside(f, row, column)) continue;
             *(uint2*)(y + (size_t)row * f.n + column) = odd ? make_uint2(other, right) : make_uint2(left, other);
         }
     }
 }
 
-// Finishes a fragment of sums that began by `begin_fragment`.
-template <int N> DEVICE void finish_fragment(float (&v)[N], const Finish& f, FragmentPlace at) {
-    if (f.u) store_fragment(f.u, v, f, at);
-    if (f.gelu) {
+// Finishes a fragment of sums that began by `begin_fragment`; if it is WHOLE, all of it is inside of the matrix. PART values
+// at a time have what goes on in registers.
+template <bool WHOLE, int N> DEVICE void finish_fragment(const float (&v)[N], const Finish& f, FragmentPlace at) {
+    constexpr int PART = N < 16 ? N : 16;
 #pragma unroll
-        for (int i = 0; i < N; i++) v[i] = gelu_new(v[i]);
+    for (int first = 0; first < N; first += PART) {
+        const FragmentPlace part_at = {at.row, at.column + first / 4 * 8};
+        float part[PART];
+#pragma unroll
+        for (int i = 0; i < PART; i++) part[i] = v[first + i];
+        if (f.u) store_fragment<WHOLE>(f.u, part, f, part_at);
+        if (f.gelu) gelu_values(part);
+        store_fragment<WHOLE>(f.y, part, f, part_at);
     }
-    store_fragment(f.y, v, f, at);
 }

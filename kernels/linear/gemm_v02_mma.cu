@@ -197,6 +197,6 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* y, const A* a, const B* b,
                 if (i == part) v[j] = sums[i][j];
             }
         }
-        finish_fragment(v, f, place(part));
+        finish_fragment<false>(v, f, place(part));
     }
 }

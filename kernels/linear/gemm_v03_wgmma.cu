@@ -1,15 +1,15 @@
-// Idea: a warp has the copy engine fill a ring of tiles, two warpgroups multiply it; a block does tile after tile, or an
-//       equal share of all steps of all tiles: of a tile that several blocks share, the last adds up what all have of it.
+// Idea: a warp has the copy engine fill a ring of tiles, two warpgroups multiply it; a block does tile after tile.
 // Against: v02_mma: the multiplying warps neither load nor compute addresses, and read both operands from shared memory.
 // Bound: compute; 2 * m * n * k FLOPs in bf16; 2 * (m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M)) bytes read.
-// Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, shared STAGES * (A_TILE + B_TILE) * 2 bytes. If
-// STREAM, parts: two tiles of f32 for each block; counters: one for each tile, 0 before and after.
-// Source: own; roles as in CUTLASS's sm_90 kernels; shares as in Osama, Merrill, Cecka, Garland and Owens 2023, Stream-K.
+// Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, shared STAGES * (A_TILE + B_TILE) * 2 bytes and, where
+// Y is f32, 8 strips of 8 * TILE_N floats. If TAIL,
+// parts (sharers, tail, 128, 128) of the last `tail` tiles.
+// Source: own; roles as in CUTLASS's sm_90 kernels; TAIL as the hybrid of Osama, Merrill, Cecka, Garland and Owens 2023, Stream-K.
 #include "product.cuh"
 
-// Whether each block does an equal share of all steps along k of all tiles, wherever that begins and ends.
-#ifndef STREAM
-#define STREAM 0
+// Whether the last tiles, too few for all blocks, are shared: gemm_tail adds up their parts.
+#ifndef TAIL
+#define TAIL 0
 #endif
 // 256: the warpgroups share a tile; 128: they take turns, and one finishes its tile while the other multiplies.
 #ifndef TILE_M
@@ -22,7 +22,6 @@
 #define TILE_K 64
 #define A_TILE (TILE_M * TILE_K)
 #define B_TILE (TILE_N * TILE_K)
-static_assert(!STREAM || TILE_M == 128, "a tile of a stream is one warpgroup's");
 #define SLAB (64 * 64)  // a box of a transposed operand
 #define SHARERS (TILE_M / 128)  // warpgroups
 #define THREADS 384
@@ -49,75 +48,64 @@ template <bool TRANSPOSED> DEVICE u64 operand(const bf16* tile, int line, int de
                       : wgmma_descriptor_k(first + depth);
 }
 
-// What a block does at a time: `steps` steps along k, from `first` on, of the sums of a tile, or nothing. Of a tile whose
-// sums are shared `of` such segments, this is the one at `place`.
+// What a block does at a time: `steps` steps along k, from `first` on, of the sums of a tile, or nothing. It has all of
+// them, or leaves a part of them to be added up.
 struct Segment {
-    int tile, first, steps, place, of;
+    int tile, first, steps, part;
+    bool has_all;
 };
 
-// A matrix of tiles, each of `steps` steps along k.
+// A matrix of tiles, each of `steps` steps along k; of the last `tail` tiles `sharers` blocks each have a part.
 struct Work {
-    int rows, columns, steps;
+    int rows, columns, steps, tail, sharers;
 };
 
-// The block that does this of all steps: block b those from all * b / blocks on.
-DEVICE int block_of(u64 step, u64 all) { return (int)(((step + 1) * gridDim.x - 1) / all); }
+DEVICE Segment part_of(int index, int first_tile, int tiles, int steps, int sharers) {
+    const int part = index / tiles, share = (steps + sharers - 1) / sharers;  // the last may lie beyond k: there are zeros
+    return {first_tile + index % tiles, part * share, part < sharers ? share : 0, part, false};
+}
 
 DEVICE Segment segment_of(const Work& work, int turn) {
-    const int tiles = work.rows * work.columns;
-    if (!STREAM) {
-        const int index = (int)blockIdx.x + turn * (int)gridDim.x, part = index / tiles;
-        const int steps = (work.steps + SPLITS - 1) / SPLITS;  // the last ones may lie beyond k, where there are zeros
-        return {index % tiles, part * steps, part < SPLITS ? steps : 0, part, SPLITS};
-    }
-    const u64 all = (u64)tiles * work.steps, first = all * blockIdx.x / gridDim.x;
-    const u64 end = all * (blockIdx.x + 1) / gridDim.x;
-    const u64 begin = turn == 0 ? first : (first / work.steps + turn) * work.steps;
-    if (begin >= end) return {0, 0, 0, 0, 1};
-    const u64 tile = begin / work.steps, of_tile = tile * work.steps, next = of_tile + work.steps;
-    const int before = block_of(of_tile, all);
-    return {(int)tile, (int)(begin - of_tile), (int)((end < next ? end : next) - begin), (int)blockIdx.x - before,
-            block_of(next - 1, all) - before + 1};
+    const int index = (int)blockIdx.x + turn * (int)gridDim.x, tiles = work.rows * work.columns;
+    if (SPLITS > 1) return part_of(index, 0, tiles, work.steps, SPLITS);
+    const int whole = tiles - work.tail;
+    if (index < whole) return {index, 0, work.steps, 0, true};
+    if (!TAIL || work.tail == 0) return {0, 0, 0, 0, true};
+    return part_of(index - whole, whole, work.tail, work.steps, work.sharers);
 }
 
-// Values of a tile that a thread of a warpgroup has.
-#define VALUES 128
+// 8 rows of a warp's part of a tile, on their way to memory: of f32 a lane's pairs would be written in pieces of 32 bytes,
+// and the barriers of the other warpgroup's ring wait behind each. (row, column) is at `strip_place`: by the XOR the pairs of
+// 4 rows lie in different banks.
+DEVICE int strip_place(int row, int column) { return row * TILE_N + (column ^ row % 4 * 8); }
 
-// Where a segment leaves what it has of a tile, in the order of the threads: a block has two such places, one for a tile
-// that it begins.
-DEVICE float* part_of(float* parts, int block, bool begins) {
-    return parts + ((size_t)2 * block + begins) * (TILE_M * TILE_N) + (int)threadIdx.x % 128 * 4;
-}
-
-template <int N> DEVICE void leave(float* part, const float (&v)[N], int first) {
+// Writes the fragment of 16 rows and TILE_N columns that begins at `first_row` and `first_column`, row by row.
+DEVICE void store_rows(float* y, float* strip, const float (&v)[64], const Finish& f, int first_row, int first_column) {
+    const int lane = (int)threadIdx.x % 32, column = first_column + 4 * lane;
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        const float four[4] = {v[i], v[i + 1], v[i + 2], v[i + 3]};
-        store_values(part + (first + i) * 128, four);
-    }
-}
-
-template <int N> DEVICE void add_left(float (&v)[N], const float* part, int first) {
+    for (int h = 0; h < 2; h++) {
 #pragma unroll
-    for (int i = 0; i < N; i += 4) {
-        float four[4];
-        load_values(four, part + (first + i) * 128);
+        for (int j = 0; j < TILE_N / 8; j++) {
+            const float pair[2] = {v[4 * j + 2 * h], v[4 * j + 2 * h + 1]};
+            store_values(strip + strip_place(lane / 4, 8 * j + 2 * (lane % 4)), pair);
+        }
+        __syncwarp();
+        float* to = y + (size_t)(first_row + 8 * h) * f.n + column;
 #pragma unroll
-        for (int j = 0; j < 4; j++) v[i + j] += four[j];
+        for (int r = 0; r < 8; r++, to += f.n) {
+            if (first_row + 8 * h + r >= f.m) break;
+            float four[4];
+            load_values(four, strip + strip_place(r, 4 * lane));
+            if (f.in_fours) {
+                if (column < f.n) store_values(to, four);
+            } else {
+                const float left[2] = {four[0], four[1]}, right[2] = {four[2], four[3]};
+                if (column < f.n) store_values(to, left);
+                if (column + 2 < f.n) store_values(to + 2, right);
+            }
+        }
+        __syncwarp();
     }
-}
-
-// Whether this warpgroup is the last of `of` to come here; it then sees what the others left, and the counter is 0 again.
-DEVICE bool is_last(u32* counter, int of, int group, u32& shared) {
-    named_barrier(3 + group, 128);
-    if (threadIdx.x % 128 == 0) {
-        __threadfence();
-        shared = atomicAdd(counter, 1u);
-        __threadfence();
-        if (shared + 1 == (u32)of) *counter = 0;
-    }
-    named_barrier(3 + group, 128);
-    return shared + 1 == (u32)of;
 }
 
 // A place in the ring.
@@ -135,21 +123,40 @@ struct Turn {
     }
 };
 
+// What follows the sums of 16 rows.
+DEVICE void finish(float (&sums)[64], float* strip, const Finish& f, int first_row, int first_column) {
+    const FragmentPlace at = fragment_place(first_row, first_column);
+    if constexpr (sizeof(Out) == 4) {
+        if (f.u) store_fragment<false>(f.u, sums, f, at);
+        if (f.gelu) gelu_values(sums);
+        store_rows((float*)f.y, strip, sums, f, first_row, first_column);
+    } else if (first_row + 16 <= f.m && first_column + TILE_N <= f.n) {
+        finish_fragment<true>(sums, f, at);
+    } else {
+        finish_fragment<false>(sums, f, at);
+    }
+}
+
 KERNEL BOUNDS(THREADS, 1)
     gemm(Out* y, const A* a, const B* b, const float* __restrict__ bias, const act* residual,
          act* __restrict__ u, int gelu, int accumulate, int m, int n, int k, int a_stride,
          GRID_CONSTANT TensorMap a_map, GRID_CONSTANT TensorMap b_map
-#if STREAM
+#if TAIL
          ,
-         float* parts, u32* counters
+         float* parts, int tail, int sharers
 #endif
     ) {
     DYNAMIC_SHARED(bf16, a_tiles);
     __shared__ u64 full[STAGES], empty[STAGES];
     bf16* b_tiles = a_tiles + STAGES * A_TILE;
-    const Work work = {(m + TILE_M - 1) / TILE_M, (n + TILE_N - 1) / TILE_N, (k + TILE_K - 1) / TILE_K};
+#if !TAIL
+    const int tail = 0, sharers = 1;
+#endif
+    // here it takes no registers
+    __shared__ Work work;
 
     if (threadIdx.x == 0) {
+        work = {(m + TILE_M - 1) / TILE_M, (n + TILE_N - 1) / TILE_N, (k + TILE_K - 1) / TILE_K, tail, sharers};
         for (int s = 0; s < STAGES; s++) {
             mbarrier_init(&full[s], 1);
             mbarrier_init(&empty[s], 4 * SHARERS);  // warps
@@ -181,19 +188,31 @@ KERNEL BOUNDS(THREADS, 1)
         reg_alloc<232>();
         const int group = (int)threadIdx.x / 128 - 1, warp = (int)threadIdx.x % 128 / 32, lane = (int)threadIdx.x % 32;
         const int first_line = SHARERS == 2 ? 128 * group : 0, first_turn = SHARERS == 2 ? 0 : group;
+#if TAIL
+        Finish f = make_finish(y, nullptr, nullptr, nullptr, 0, accumulate, m, n);  // a gradient has nothing else
+#else
         Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
-        f.in_pairs = true;  // the row of the registry asks for it
+#endif
+        f.in_pairs = true, f.in_fours |= sizeof(Out) == 2;  // as `is_tiled` in the registry wants it
+        float* strip = (float*)(b_tiles + STAGES * B_TILE) + (4 * group + warp) * 8 * TILE_N;
         if (first_turn > 0) Turn::advance(turn, segment_of(work, 0).steps);
         for (int i = first_turn;; i += 2 / SHARERS) {
             const Segment segment = segment_of(work, i);
             if (segment.steps == 0) return;
             const TilePlace tile = tile_place(segment.tile, work.rows, work.columns);
-            const int first_row = tile.row * TILE_M + first_line + 16 * warp, first_column = tile.column * TILE_N;
-            if (SPLITS > 1) f.y = y + (size_t)segment.place * m * n;
+            int first_row = tile.row * TILE_M + first_line + 16 * warp, first_column = tile.column * TILE_N;
+            if (SPLITS > 1) f.y = y + (size_t)segment.part * m * n;
+#if TAIL
+            f.y = y, f.accumulate = accumulate, f.m = m, f.n = n;
+            if (!segment.has_all) {
+                const int place = segment.part * work.tail + segment.tile - (work.rows * work.columns - work.tail);
+                f.y = parts + (size_t)place * TILE_M * TILE_N, f.accumulate = 0, f.m = TILE_M, f.n = TILE_N;
+                first_row -= tile.row * TILE_M, first_column = 0;
+            }
+#endif
             float sums[2][64];
-            const Finish added = STREAM && segment.place > 0 ? nothing_added(f) : f;
 #pragma unroll
-            for (int j = 0; j < 2; j++) begin_fragment(sums[j], added, fragment_place(first_row + 64 * j, first_column));
+            for (int j = 0; j < 2; j++) begin_fragment(sums[j], f, fragment_place(first_row + 64 * j, first_column));
             if (SHARERS == 1 && i > 0) named_barrier(1 + group, 256);  // the other has its last stage
 #pragma unroll
             for (int j = 0; j < 2; j++) wgmma_settle(sums[j]);
@@ -231,40 +250,12 @@ KERNEL BOUNDS(THREADS, 1)
             wgmma_wait<0>();
             if (lane == 0) mbarrier_arrive(&empty[before]);
 
-            bool together = false;
-#if STREAM
-            __shared__ u32 earlier[2];
-            if (segment.of > 1) {
-                float* part = part_of(parts, blockIdx.x, segment.first == 0);
-#pragma unroll
-                for (int j = 0; j < 2; j++) leave(part, sums[j], 64 * j);
-                if (!is_last(counters + segment.tile, segment.of, group, earlier[group])) continue;
-                together = true;
-            }
-            const int begun_by = (int)blockIdx.x - segment.place;
-#endif
+            // Each instruction takes its turn beside the other warpgroup's wgmma; twice the code would leave the cache.
 #pragma unroll 1
-            for (int quarter = 0; quarter < 4; quarter++) {
-                float v[VALUES / 4];
-                if (together) {
+            for (int j = 0; j < 2; j++, first_row += 64) {
+                finish(sums[0], strip, f, first_row, first_column);
 #pragma unroll
-                    for (int j = 0; j < VALUES / 4; j++) v[j] = 0.0f;
-#if STREAM
-#pragma unroll 1
-                    for (int other = 0; other < segment.of; other++) {
-                        add_left(v, part_of(parts, begun_by + other, other == 0), VALUES / 4 * quarter);
-                    }
-#endif
-                } else {
-#pragma unroll
-                    for (int q = 0; q < 4; q++) {
-#pragma unroll
-                        for (int j = 0; j < VALUES / 4; j++) {
-                            if (q == quarter) v[j] = sums[q / 2][q % 2 * VALUES / 4 + j];
-                        }
-                    }
-                }
-                finish_fragment(v, f, fragment_place(first_row + quarter / 2 * 64, first_column + quarter % 2 * 64));
+                for (int i = 0; i < 64; i++) sums[0][i] = sums[1][i];
             }
         }
     }

@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use driver::{Address, Arg, Driver, Tiling};
 use graph::Recorded;
 use problem::{Layout, Problem, Types};
-use registry::{Forced, Kernel};
+use registry::{Forced, Kernel, Tail};
 use source::Sources;
 
 /// A GPU, or the CPU in its place.
@@ -182,13 +182,9 @@ impl Cuda {
             if let Some(boxes) = choice.kernel.tiles {
                 args.extend(self.maps(layout, [m, n, k], [a_at, b_at], stride, boxes)?);
             }
-            let streams = choice.kernel.streams();
-            let left = streams.then(|| self.memory.buffer(registry::stream_len(&choice.geometry), 4)).transpose()?;
-            if let Some(left) = &left {
-                args.extend([
-                    Arg::Address(left.first(left.len())),
-                    Arg::Address(self.counters.first(registry::COUNTERS)),
-                ]);
+            let tail = choice.kernel.has_tail().then(|| Tail::of(&problem));
+            if let Some(tail) = tail {
+                return self.product_with_tail(&choice, args, tail, (y_at, accumulate), [m, n]);
             }
             self.kernels.run(self.driver.as_ref(), &choice, &args)?;
             let Some(parts) = parts else { return Ok(()) };
@@ -198,6 +194,26 @@ impl Cuda {
             let problem = Problem::matrix(Types::finish(y_bf16), m, n);
             self.kernels.launch(self.driver.as_ref(), "gemm_finish", &problem, &args)
         });
+    }
+
+    /// A product whose last tiles several blocks share; another kernel adds up their parts.
+    fn product_with_tail(
+        &self,
+        choice: &Choice,
+        mut args: Vec<Arg>,
+        tail: Tail,
+        (y, accumulate): (Address, bool),
+        [m, n]: [usize; 2],
+    ) -> Result<()> {
+        let parts = self.memory.buffer(tail.len(), 4)?;
+        let (parts_at, counts) = (Arg::Address(parts.first(tail.len())), [int(tail.tiles), int(tail.sharers)]);
+        args.push(parts_at);
+        args.extend(counts);
+        self.kernels.run(self.driver.as_ref(), choice, &args)?;
+        let mut args = vec![Arg::Address(y), parts_at, Arg::Int(accumulate.into()), int(m), int(n)];
+        args.extend(counts);
+        let problem = Problem::matrix(Types::F32, tail.tiles, 128 * 128);
+        self.kernels.launch(self.driver.as_ref(), "gemm_tail", &problem, &args)
     }
 
     /// A product's operands for the tensor memory accelerator: of a transposed one it reads boxes of 64 rows, of the others

@@ -63,9 +63,9 @@ impl Kernel {
         self.defines.iter().find(|(name, _)| *name == "SPLITS").map_or(1, |(_, splits)| *splits as usize)
     }
 
-    /// Whether its blocks share all steps of a product evenly: it also wants room for what they leave of a tile, and counters.
-    pub fn streams(&self) -> bool {
-        self.defines.contains(&("STREAM", 1))
+    /// Whether the last tiles of its product may be shared: it also wants room for their parts, and how many there are.
+    pub fn has_tail(&self) -> bool {
+        self.defines.contains(&("TAIL", 1))
     }
 
     /// All macros for these types.
@@ -170,24 +170,41 @@ const PERSISTENT: usize = 132;
 /// Blocks that take tiles of `tile_m` by 128 in turn, each in `splits` parts.
 fn persistent(p: &Problem, tile_m: usize, splits: usize) -> Geometry {
     let tiles = p.rows.div_ceil(tile_m) * p.cols.div_ceil(128) * splits;
-    Geometry { shared: 196_608, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
+    Geometry { shared: 196_608 + 32_768, ..geometry(tiles.min(PERSISTENT), 1, 1, 384) }
 }
 
-/// Blocks that share all steps along k of all tiles of 128 by 128.
-fn streaming(p: &Problem) -> Geometry {
-    let steps = p.rows.div_ceil(128) * p.cols.div_ceil(128) * p.depth.div_ceil(64);
-    Geometry { shared: 196_608, ..geometry(steps.min(PERSISTENT), 1, 1, 384) }
+/// The last tiles of a product, of 128 by 128.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail {
+    /// How many there are.
+    pub tiles: usize,
+    /// Blocks that have a part of the sums of each.
+    pub sharers: usize,
 }
 
-/// Elements of what the blocks of a kernel that [`streams`](Kernel::streams) leave of tiles: two each.
-pub fn stream_len(geometry: &Geometry) -> usize {
-    geometry.grid[0] as usize * 2 * 128 * 128
+impl Tail {
+    /// Those that all multiprocessors together are too many for, where each has some steps along k to do; else none.
+    pub fn of(p: &Problem) -> Self {
+        let tiles = tiles_of(p) % PERSISTENT;
+        let sharers = if tiles == 0 { 0 } else { (PERSISTENT / tiles).min(p.depth / 512) };
+        if sharers > 1 { Tail { tiles, sharers } } else { Tail { tiles: 0, sharers: 1 } }
+    }
+
+    /// Elements of their parts.
+    pub fn len(self) -> usize {
+        self.tiles * self.sharers * 128 * 128
+    }
 }
 
-/// Whether sums are long and the last round of tiles of 128 by 128 would keep few multiprocessors busy.
-fn is_uneven(p: &Problem) -> bool {
-    let tiles = p.rows.div_ceil(128) * p.cols.div_ceil(128);
-    p.depth >= 2048 && 10 * tiles < 9 * tiles.next_multiple_of(PERSISTENT)
+/// Tiles of 128 by 128.
+fn tiles_of(p: &Problem) -> usize {
+    p.rows.div_ceil(128) * p.cols.div_ceil(128)
+}
+
+/// Blocks for whole tiles of 128 by 128 and for parts of the last.
+fn with_tail(p: &Problem) -> Geometry {
+    let Tail { tiles, sharers } = Tail::of(p);
+    Geometry { shared: 196_608 + 32_768, ..geometry((tiles_of(p) + tiles * (sharers - 1)).min(PERSISTENT), 1, 1, 384) }
 }
 
 /// Tiles of `side` by `side`, a block for each in `splits` parts.
@@ -216,10 +233,13 @@ fn is_narrow(p: &Problem) -> bool {
 }
 
 /// Whether the tensor memory accelerator can read both operands, in rows of whole 16 bytes, and rows of the result are of
-/// whole pairs.
+/// whole 8.
 fn is_tiled(p: &Problem) -> bool {
     let of_b = if p.types.layout == Layout::Nt { p.depth } else { p.cols };
-    p.depth > 0 && p.stride.is_multiple_of(8) && of_b.is_multiple_of(8) && p.cols.is_multiple_of(2)
+    p.depth > 0
+        && p.stride.is_multiple_of(8)
+        && of_b.is_multiple_of(8)
+        && p.cols.is_multiple_of(if p.types.y { 4 } else { 2 })
 }
 
 /// What feeds `mma.sync` and what it is.
@@ -295,11 +315,10 @@ pub const REGISTRY: &[Kernel] = &[
     Kernel {
         // of gradients of weights alone: the order of their sums depends on all sizes of the product
         can: |types| types.a && types.b && types.layout == Layout::Tn,
-        fits: |p| is_tiled(p) && p.rows.div_ceil(128) * p.cols.div_ceil(128) <= COUNTERS,
-        prefer: is_uneven,
+        prefer: |p| Tail::of(p).tiles > 0,
         tiles: Some([128, 128]),
-        defines: &[("TILE_M", 128), ("STAGES", 6), ("STREAM", 1)],
-        ..wgmma("v03_wgmma_stream", streaming)
+        defines: &[("TILE_M", 128), ("STAGES", 6), ("TAIL", 1)],
+        ..wgmma("v03_wgmma_tail", with_tail)
     },
     Kernel {
         prefer: |p| is_shared(p, 128, 5, PERSISTENT),
@@ -349,6 +368,7 @@ pub const REGISTRY: &[Kernel] = &[
     overlapping(v01("linear", "gemm_finish", "v01_flat", Uses::Finish, |p| {
         geometry((p.rows * p.cols).div_ceil(4 * BLOCK as usize), 1, 1, BLOCK)
     })),
+    overlapping(v01("linear", "gemm_tail", "v01_flat", Uses::Real, |p| geometry(16, p.rows, 1, BLOCK))),
     Kernel {
         fits: |p| p.cols.is_multiple_of(8),
         ..v01("linear", "gelu_bwd", "v02_vector", Uses::Act, |p| geometry(p.cols.div_ceil(2048), 1, 1, BLOCK))

@@ -64,6 +64,7 @@ pub const FILES: &[(&str, &str)] = files![
     "linear/gelu_bwd_v01_flat.cu",
     "linear/gelu_bwd_v02_vector.cu",
     "linear/gemm_finish_v01_flat.cu",
+    "linear/gemm_tail_v01_flat.cu",
     "linear/gemm_v01_tile.cu",
     "linear/gemm_v02_mma.cu",
     "linear/gemm_v03_wgmma.cu",

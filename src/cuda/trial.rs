@@ -206,6 +206,11 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
             cases.push((ops, Box::new(move || linear_backward(cuda, rows, inputs, outputs))));
         }
     }
+    if !full {
+        // tiles few enough, and sums long enough, to be shared
+        let ops = &["gemm", "gemm_tail"];
+        cases.push((ops, Box::new(move || linear_backward(cuda, 1100, 32, 136))));
+    }
     for inputs in [width, 4 * width] {
         cases.push((&["gemm"], Box::new(move || linear_residual(cuda, tokens, inputs, width))));
     }
