@@ -234,7 +234,7 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
             Box::new(move || attention(cuda, spans, length, if full { 12 } else { 1 })),
         ));
     }
-    for (rows, past) in if full { vec![(1, 1000), (64, 200)] } else { vec![(2, 150)] } {
+    for (rows, past) in if full { vec![(1, 1000), (64, 200)] } else { vec![(2, 150), (1, 2), (1, 600)] } {
         cases.push((&["attention_decode"], Box::new(move || decoding(cuda, rows, past, if full { 12 } else { 2 }))));
     }
     for rows in if full { vec![1, 64, 512] } else { vec![5] } {
