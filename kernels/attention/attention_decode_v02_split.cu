@@ -14,15 +14,16 @@
 #define SPLIT_WARPS (SPLIT_KEYS / 32)
 #define HEAD_DIM 256  // at most
 
-KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, act* values,
-                                              const act* qkv,
+KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, act* values, const act* qkv,
                                               const u32* __restrict__ bounds, const u32* __restrict__ slots,
-                                              const u32* __restrict__ past, float* parts, u32* counters, int capacity,
-                                              int heads, int head_dim) {
+                                              const u32* __restrict__ positions, float* parts, u32* counters,
+                                              int capacity, int heads, int head_dim) {
     let_next_begin();
     const int thread = threadIdx.x, block = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
-    const int n = bounds[2 * row], count = (int)past[row] + 1, blocks = (count + SPLIT_KEYS - 1) / SPLIT_KEYS;
-    if (n == (int)bounds[2 * row + 1] || block >= blocks) return;  // the whole block
+    const int n = bounds[2 * row];
+    if (n == (int)bounds[2 * row + 1]) return;  // the whole block
+    const int count = (int)positions[n] + 1, blocks = (count + SPLIT_KEYS - 1) / SPLIT_KEYS;
+    if (block >= blocks) return;  // the whole block
     const int first = block * SPLIT_KEYS, here = count - first < SPLIT_KEYS ? count - first : SPLIT_KEYS;
     const int width = heads * head_dim, of_row = row * heads + head;
     const size_t cached = (((size_t)slots[row] * heads + head) * capacity + first) * head_dim;

@@ -42,12 +42,14 @@ template <int FROM, int TO> DEVICE void share_sums(float (&v)[8]) {
 
 KERNEL BOUNDS(THREADS, 2) attention_decode(act* __restrict__ y, act* keys, act* values, const act* qkv,
                                            const u32* __restrict__ bounds, const u32* __restrict__ slots,
-                                           const u32* __restrict__ past, float* parts, u32* counters, int capacity,
+                                           const u32* __restrict__ positions, float* parts, u32* counters, int capacity,
                                            int heads, int) {
     let_next_begin();
     const int block = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
-    const int n = bounds[2 * row], count = (int)past[row] + 1, blocks = (count + THREADS - 1) / THREADS;
-    if (n == (int)bounds[2 * row + 1] || block >= blocks) return;  // the whole block
+    const int n = bounds[2 * row];
+    if (n == (int)bounds[2 * row + 1]) return;  // the whole block
+    const int count = (int)positions[n] + 1, blocks = (count + THREADS - 1) / THREADS;
+    if (block >= blocks) return;  // the whole block
     const int first = block * THREADS, here = count - first < THREADS ? count - first : THREADS;
     const int newest = count - 1 - first;  // beyond this block's keys, if it is another's
     const int group = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES, d = 8 * lane;

@@ -20,8 +20,9 @@ pub type Plain<B> = (<B as Storage>::Real, <B as Storage>::Real);
 pub enum Attend<'a, B: Backend> {
     /// The tokens before it in its span.
     Spans(&'a Spans<B>),
-    /// What is cached of its row, and the tokens before it in its span; the new tokens are added to the cache.
-    Cached(&'a mut LayerCache<B>, &'a CacheRows<B>),
+    /// What is cached of its row, and the tokens before it in its span; the new tokens `(2, N)`, ids and positions, are added
+    /// to the cache.
+    Cached(&'a mut LayerCache<B>, &'a B::Ids, &'a CacheRows<B>),
 }
 
 /// Which block a pass goes through, and what it drops there.
@@ -121,8 +122,8 @@ impl<B: Backend> Model<B> {
             Attend::Spans(spans) => {
                 backend.attention_fwd(attended, lse, qkv, dropout.block(layer, Site::Attention), spans, dims);
             }
-            Attend::Cached(cache, rows) => {
-                backend.attention_cached_fwd(attended, &mut cache.keys, &mut cache.values, qkv, rows, dims);
+            Attend::Cached(LayerCache { keys, values }, tokens, rows) => {
+                backend.attention_cached_fwd(attended, keys, values, qkv, tokens, rows, dims);
             }
         }
         self.add_projection(mid, h, attended, &params.attn_proj, dropout.block(layer, Site::Projection), tokens);
