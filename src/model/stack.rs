@@ -5,7 +5,7 @@ use super::acts::StackActs;
 use super::block::{Attend, BlockScratch, Place, Plain, Prepared};
 use super::cache::Cache;
 use super::params::Stack;
-use crate::backend::{Backend, CacheRows, Spans, Storage};
+use crate::backend::{Backend, CacheRows, RowLatents, Spans, Storage};
 use crate::dims::Dims;
 use crate::error::Result;
 
@@ -38,8 +38,8 @@ pub enum Context<'a, B: Backend> {
     Cached(&'a mut Cache<B>, &'a CacheRows<B>),
 }
 
-impl<B: Backend> Context<'_, B> {
-    fn spans(&self) -> &Spans<B> {
+impl<'a, B: Backend> Context<'a, B> {
+    fn spans(&self) -> &'a Spans<B> {
         match self {
             Context::Spans(spans) => spans,
             Context::Cached(_, rows) => &rows.spans,
@@ -54,7 +54,7 @@ impl<B: Backend> Context<'_, B> {
     }
 }
 
-/// Latents projected to the decoder's width, added before each block.
+/// RowLatents projected to the decoder's width, added before each block.
 pub struct Fusion<B: Backend> {
     /// `L` of `(R, C)`: `z_l W_embᵀ`.
     pub layers: Vec<B::Real>,
@@ -96,7 +96,7 @@ impl<B: Backend> Model<B> {
         for (layer, params) in params.blocks.iter().enumerate() {
             let (h, out, block) = acts.at(layer);
             let place = Place { params, layer, dropout };
-            self.block_fwd(out, block, h, &place, Attend::Spans(spans), tokens.count);
+            self.block_fwd(out, block, h, None, &place, Attend::Spans(spans), tokens.count);
             if layer + 1 < layers {
                 read(layer, out);
             }
@@ -117,12 +117,12 @@ impl<B: Backend> Model<B> {
     ) {
         let params = &self.params.decoder;
         self.embed_fwd(acts, params, tokens);
-        let dropout = acts.dropout;
+        let (dropout, spans) = (acts.dropout, context.spans());
         for (layer, params) in params.blocks.iter().enumerate() {
             let (h, out, block) = acts.at(layer);
-            self.backend.fuse_fwd(h, &fusion.layers[layer], latents, context.spans(), self.config.dims.hidden);
+            let latents = RowLatents { e: &fusion.layers[layer], slots: latents, spans };
             let place = Place { params, layer, dropout };
-            self.block_fwd(out, block, h, &place, context.layer(layer, tokens), tokens.count);
+            self.block_fwd(out, block, h, Some(&latents), &place, context.layer(layer, tokens), tokens.count);
         }
         self.final_norm_fwd(acts, params, tokens.count);
     }
