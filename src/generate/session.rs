@@ -334,13 +334,20 @@ impl<'m, B: Backend> Session<'m, B> {
 
         let Session { model, acts, cache, tokens, rows, fusion, last, last_hidden, device_logits, recordings, .. } =
             self;
+        // once every row has begun, each step reads one token of each
+        let one_each = ids.len() == running.len();
         let mut decode = || {
             model.decoder_fwd(acts, tokens, Context::Cached(cache, rows), fusion, &rows.slots);
-            backend.gather_rows_fwd(last_hidden, &acts.output, last, running.len(), dims.hidden);
+            let last_hidden = match one_each {
+                true => &acts.output,
+                false => {
+                    backend.gather_rows_fwd(last_hidden, &acts.output, last, running.len(), dims.hidden);
+                    &*last_hidden
+                }
+            };
             backend.head_fwd(device_logits, last_hidden, &model.params.decoder.wte, running.len());
         };
-        // once every row has begun, each step reads one token of each
-        match ids.len() == running.len() {
+        match one_each {
             true => backend.repeat(recordings, &[running.len()], &mut decode),
             false => decode(),
         }
