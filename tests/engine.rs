@@ -112,7 +112,6 @@ fn check_cached_decoding(machine: &str, model: &Model<Cpu>) {
             break;
         }
         let slots: Vec<u32> = pieces.iter().map(|(row, _)| *row as u32).collect();
-        let past: Vec<u32> = pieces.iter().map(|(row, _)| done[*row] as u32).collect();
         let new: Vec<u32> = pieces.iter().flat_map(|&(row, n)| ids[row][done[row]..done[row] + n].to_vec()).collect();
         let positions: Vec<u32> =
             pieces.iter().flat_map(|&(row, n)| done[row] as u32..(done[row] + n) as u32).collect();
@@ -120,7 +119,6 @@ fn check_cached_decoding(machine: &str, model: &Model<Cpu>) {
         let rows = CacheRows {
             spans: Spans::of_lengths(backend, pieces.iter().map(|(_, n)| *n)).unwrap(),
             slots: backend.ids_from(&slots).unwrap(),
-            past: backend.ids_from(&past).unwrap(),
             capacity: cache.capacity,
         };
         model.decoder_fwd(&mut acts, &tokens, Context::Cached(&mut cache, &rows), &fusion, &rows.slots);

@@ -8,7 +8,7 @@
 KERNEL BOUNDS(128, 1) attention_cached(act* __restrict__ y, const act* __restrict__ keys,
                                        const act* __restrict__ values, const act* __restrict__ qkv,
                                        const u32* __restrict__ bounds, const u32* __restrict__ slots,
-                                       const u32* __restrict__ past, int capacity, int heads, int head_dim) {
+                                       const u32* __restrict__ positions, int capacity, int heads, int head_dim) {
     const int t = blockIdx.x * ATTENTION_WARPS + threadIdx.x / 32, head = blockIdx.y, row = blockIdx.z;
     const int start = bounds[2 * row], end = bounds[2 * row + 1];
     if (t >= end - start) return;  // the whole warp
@@ -18,6 +18,6 @@ KERNEL BOUNDS(128, 1) attention_cached(act* __restrict__ y, const act* __restric
 
     HeadPart q, sums;
     load_head(q, qkv + (size_t)n * 3 * width + head * head_dim, head_dim, score_scale(head_dim));
-    attend(sums, q, keys + cached, values + cached, head_dim, (int)past[row] + t + 1, none, 0, head_dim);
+    attend(sums, q, keys + cached, values + cached, head_dim, (int)positions[start] + t + 1, none, 0, head_dim);
     store_head(y + (size_t)n * width + head * head_dim, sums, head_dim);
 }

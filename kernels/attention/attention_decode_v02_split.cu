@@ -7,57 +7,34 @@
 // Source: Dao, Haziza, Massa and Sizov 2023, Flash-Decoding. The order of sums is given by the number of keys alone.
 #include "attention.cuh"
 #include "reduce.cuh"
+#include "split.cuh"
 #include "vector.cuh"
 
 #define SPLIT_KEYS 64
 #define SPLIT_WARPS (SPLIT_KEYS / 32)
 #define HEAD_DIM 256  // at most
 
-// What a block leaves: its sums of values, the greatest score, and the denominator that goes with it.
-DEVICE int part_len(int head_dim) { return (head_dim + 2 + 7) / 8 * 8; }
-
-// Whether this is the last of `blocks` to come here; it then sees what the others wrote before, and the counter is 0 again.
-DEVICE bool is_last_block(u32* counter, int blocks, u32& shared) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        shared = atomicAdd(counter, 1u);
-        __threadfence();
-    }
-    __syncthreads();
-    const bool last = shared + 1 == (u32)blocks;
-    if (last && threadIdx.x == 0) *counter = 0;
-    return last;
-}
-
-// Element d of the head from the parts of all blocks, in their order.
-DEVICE float combined(const float* parts, int blocks, int head_dim, int d) {
-    const int len = part_len(head_dim);
-    float greatest = -INF, sum = 0.0f, denominator = 0.0f;
-    for (int b = 0; b < blocks; b++) greatest = fmaxf(greatest, parts[(size_t)b * len + head_dim]);
-    for (int b = 0; b < blocks; b++) {
-        const float* part = parts + (size_t)b * len;
-        const float keep = expf(part[head_dim] - greatest);
-        sum = fmaf(keep, part[d], sum);
-        denominator = fmaf(keep, part[head_dim + 1], denominator);
-    }
-    return sum / denominator;
-}
-
-KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, act* values,
-                                              const act* qkv,
+KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, act* values, const act* qkv,
                                               const u32* __restrict__ bounds, const u32* __restrict__ slots,
-                                              const u32* __restrict__ past, float* parts, u32* counters, int capacity,
-                                              int heads, int head_dim) {
+                                              const u32* __restrict__ positions, float* parts, u32* counters,
+                                              int capacity, int heads, int head_dim) {
     let_next_begin();
     const int thread = threadIdx.x, block = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
-    const int n = bounds[2 * row], count = (int)past[row] + 1, blocks = (count + SPLIT_KEYS - 1) / SPLIT_KEYS;
-    if (n == (int)bounds[2 * row + 1] || block >= blocks) return;  // the whole block
+    const int n = bounds[2 * row];
+    if (n == (int)bounds[2 * row + 1]) return;  // the whole block
+    const int count = (int)positions[n] + 1, blocks = (count + SPLIT_KEYS - 1) / SPLIT_KEYS;
+    if (block >= blocks) return;  // the whole block
     const int first = block * SPLIT_KEYS, here = count - first < SPLIT_KEYS ? count - first : SPLIT_KEYS;
     const int width = heads * head_dim, of_row = row * heads + head;
     const size_t cached = (((size_t)slots[row] * heads + head) * capacity + first) * head_dim;
     keys += cached;
     values += cached;
+    // of the tokens before: see v03_ahead
+    const int older = count - 1 - first < here ? count - 1 - first : here, sector = 32 / (int)sizeof(act);
+    for (int i = thread * sector; i < older * head_dim; i += SPLIT_KEYS * sector) {
+        prefetch_l2(keys + i);
+        prefetch_l2(values + i);
+    }
     __shared__ float q[HEAD_DIM], weights[SPLIT_KEYS], sums[8 * SPLIT_KEYS], reduced[SPLIT_WARPS];
     __shared__ u32 before;
     wait_for_previous();
@@ -105,8 +82,8 @@ KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, ac
     __syncthreads();
 
     act* result = y + (size_t)n * width + head * head_dim;
-    float* of_head = parts + (size_t)of_row * gridDim.x * part_len(head_dim);
-    float* part = of_head + (size_t)block * part_len(head_dim);
+    float* of_head = parts + (size_t)of_row * gridDim.x * PART_LEN(head_dim);
+    float* part = of_head + (size_t)block * PART_LEN(head_dim);
     for (int d = thread; d < head_dim; d += SPLIT_KEYS) {
         float sum = 0.0f;
         for (int i = 0; i < together; i++) sum += sums[i * head_dim + d];
@@ -122,5 +99,8 @@ KERNEL BOUNDS(SPLIT_KEYS, 1) attention_decode(act* __restrict__ y, act* keys, ac
         part[head_dim + 1] = denominator;
     }
     if (!is_last_block(counters + of_row, blocks, before)) return;  // the whole block
-    for (int d = thread; d < head_dim; d += SPLIT_KEYS) result[d] = convert<act>(combined(of_head, blocks, head_dim, d));
+    for (int d = thread; d < head_dim; d += SPLIT_KEYS) {
+        const Part all = combined(of_head, blocks, head_dim, d);
+        result[d] = convert<act>(all.sum / all.denominator);
+    }
 }

@@ -7,11 +7,11 @@
 
 KERNEL BOUNDS(256, 1) cache_append(act* __restrict__ keys, act* __restrict__ values, const act* __restrict__ qkv,
                                    const u32* __restrict__ bounds, const u32* __restrict__ slots,
-                                   const u32* __restrict__ past, int capacity, int heads, int head_dim) {
+                                   const u32* __restrict__ positions, int capacity, int heads, int head_dim) {
     const int t = blockIdx.x, row = blockIdx.y;
     const int start = bounds[2 * row], end = bounds[2 * row + 1];
     if (t >= end - start) return;
-    const int width = heads * head_dim, place = past[row] + t;
+    const int width = heads * head_dim, place = positions[start] + t;
     const act* from = qkv + (size_t)(start + t) * 3 * width + width;
     for (int c = threadIdx.x; c < width; c += blockDim.x) {
         const int head = c / head_dim, d = c % head_dim;

@@ -135,10 +135,11 @@ DEVICE void grid_sync(u32* counter) {
 // ---- sm_90: the next kernel begins while this one runs ---------------------------------------------------------------
 
 // A kernel whose row says `overlaps` is launched when all blocks of the one before have let it, and calls
-// wait_for_previous before it writes, or reads what a kernel that overlaps may have written. Parameters, ids and places are
-// not written by such, but by copies and by kernels that do not overlap, with copies between them and their next use. All else that
-// is read is not __restrict__, for that lets the compiler read it before. Where nothing overlaps, neither function does
-// anything.
+// wait_for_previous before it writes, or reads what a kernel that overlaps may have written. Parameters, ids and places
+// are not written by such, but by copies and by kernels that do not overlap, with copies between them and their next
+// use. Cached keys and values are, but between steps there are copies, too: all but the rows that a step adds may be
+// read before. All else that is read is not __restrict__, for that lets the compiler read it before. Where nothing
+// overlaps, neither function does anything.
 DEVICE void let_next_begin() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -20,14 +20,13 @@ impl AttentionDims {
     }
 }
 
-/// Which cached sequence each row of a batch continues.
+/// Which cached sequence each row of a batch continues. Of a row as many tokens are in the cache as the position of its first
+/// new one says.
 pub struct CacheRows<B: Storage> {
-    /// The new tokens of each row.
+    /// The new tokens of each row, end to end from the first of the batch on.
     pub spans: Spans<B>,
     /// `(rows)`: the row's place in the cache.
     pub slots: B::Ids,
-    /// `(rows)`: tokens of the row that are in the cache already.
-    pub past: B::Ids,
     /// Tokens that a slot can hold.
     pub capacity: usize,
 }
@@ -77,7 +76,8 @@ pub trait AttentionOps: Storage {
 
     /// Appends the new tokens' keys and values to the cache and attends over it.
     ///
-    /// `y (N, C)`, `qkv (N, 3C)`; `keys`, `values` `(slots, H, capacity, D)`, from [`cache`](Self::cache).
+    /// `y (N, C)`, `qkv (N, 3C)`; `keys`, `values` `(slots, H, capacity, D)`, from [`cache`](Self::cache); `tokens (2, N)`: ids
+    /// and positions.
     /// Gives what [`attention_fwd`](Self::attention_fwd) gives for the same tokens in one span: on the CPU in f32 bit for bit;
     /// with keys and values rounded to bf16 where the CPU's weights are narrow; with other roundings where a GPU computes
     /// whole spans on tensor cores, or divides the keys of one token among blocks.
@@ -87,6 +87,7 @@ pub trait AttentionOps: Storage {
         keys: &mut Self::Act,
         values: &mut Self::Act,
         qkv: &Self::Act,
+        tokens: &Self::Ids,
         rows: &CacheRows<Self>,
         dims: AttentionDims,
     );

@@ -4,26 +4,18 @@ use super::Storage;
 
 /// Token and position embeddings, and picking rows.
 pub trait EmbedOps: Storage {
-    /// `y_n = wte[id_n] + wpe[position_n]`; `y (N, C)`, `ids` and `positions` `(N)`.
-    fn embed_fwd(
-        &self,
-        y: &mut Self::Act,
-        ids: &Self::Ids,
-        positions: &Self::Ids,
-        wte: &Self::Weight,
-        wpe: &Self::Weight,
-        tokens: usize,
-    );
+    /// `y_n = wte[id_n] + wpe[position_n]`; `y (N, C)`, `tokens (2, N)`: ids, then positions.
+    fn embed_fwd(&self, y: &mut Self::Act, tokens: &Self::Ids, wte: &Self::Weight, wpe: &Self::Weight, count: usize);
 
-    /// `dwte[id_n] += dy_n`, `dwpe[position_n] += dy_n`; `dwte (V, C)`, `dwpe (P, C)`, `dy (N, C)`.
+    /// `dwte[id_n] += dy_n`, `dwpe[position_n] += dy_n`; `dwte (V, C)`, `dwpe (P, C)`, `dy (N, C)`; `tokens` as in
+    /// [`embed_fwd`](Self::embed_fwd).
     fn embed_bwd(
         &self,
         dwte: &mut Self::Real,
         dwpe: &mut Self::Real,
         dy: &Self::Act,
-        ids: &Self::Ids,
-        positions: &Self::Ids,
-        tokens: usize,
+        tokens: &Self::Ids,
+        count: usize,
         width: usize,
     );
 

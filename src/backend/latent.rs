@@ -1,6 +1,6 @@
 //! Pooling, the latent chain and fusion into the decoder.
 
-use super::{LinearOps, Spans, Storage};
+use super::{LinearOps, Norm, NormScratch, Spans, Storage};
 use crate::dims::Dims;
 
 /// Which latents the chain goes on from.
@@ -48,6 +48,16 @@ pub struct ChainScratch<'a, B: Storage> {
     pub prior_in: &'a mut B::Real,
     /// `(R, C + Z)` or `(R, 2C + Z)`: what the posterior net reads.
     pub posterior_in: &'a mut B::Real,
+}
+
+/// Projected latents, and the tokens that they are added to.
+pub struct RowLatents<'a, B: Storage> {
+    /// `(slots, C)`
+    pub e: &'a B::Real,
+    /// `(rows)`: where in `e` each row's is.
+    pub slots: &'a B::Ids,
+    /// Each row's tokens.
+    pub spans: &'a Spans<B>,
 }
 
 /// What happens between the two stacks. `rows` is the batch.
@@ -208,6 +218,27 @@ pub trait LatentOps: LinearOps {
 
     /// Adds a latent to each token of a span: `h_t += e_{slot_b}`; `h (N, C)`, `e (slots, C)`, `slots (rows)`.
     fn fuse_fwd(&self, h: &mut Self::Act, e: &Self::Real, slots: &Self::Ids, spans: &Spans<Self>, width: usize);
+
+    /// `h` with its latents, and `y = norm(h) W + b` of that: [`fuse_fwd`](Self::fuse_fwd), then
+    /// [`norm_linear_fwd`](LinearOps::norm_linear_fwd).
+    ///
+    /// Returns where the sum is: in `h`, or in `room (N, C)`; what the other holds afterwards is unspecified.
+    fn fuse_norm_linear_fwd<'a>(
+        &self,
+        y: &mut Self::Act,
+        normed: NormScratch<'_, Self>,
+        room: &'a mut Self::Act,
+        h: &'a mut Self::Act,
+        latents: &RowLatents<'_, Self>,
+        norm: Norm<'_, Self>,
+        linear: (&Self::Weight, &Self::Real),
+        tokens: usize,
+    ) -> &'a Self::Act {
+        let _ = room;
+        self.fuse_fwd(h, latents.e, latents.slots, latents.spans, norm.width);
+        self.norm_linear_fwd(y, normed, h, norm, linear, tokens);
+        h
+    }
 
     /// `de_{slot_b} += Σ_t dh_t` over the tokens of span `b`; shapes as in [`fuse_fwd`](Self::fuse_fwd).
     fn fuse_bwd(&self, de_acc: &mut Self::Real, dh: &Self::Act, slots: &Self::Ids, spans: &Spans<Self>, width: usize);

@@ -24,7 +24,7 @@ mod tensor;
 
 pub use attention::{AttentionDims, AttentionOps, CacheRows};
 pub use embed::EmbedOps;
-pub use latent::{ChainLayer, ChainScratch, Drive, LatentOps};
+pub use latent::{ChainLayer, ChainScratch, Drive, LatentOps, RowLatents};
 pub use linear::{LinearOps, Norm, NormScratch};
 pub use loss::{Draw, LossOps, NO_TOKEN, Rules};
 pub use norm::NormOps;

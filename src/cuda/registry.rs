@@ -394,6 +394,15 @@ pub const REGISTRY: &[Kernel] = &[
     v01("attention", "attention_bwd_kv", "v01_warp", Uses::Act, attention_warps),
     v01("attention", "cache_append", "v01_row", Uses::Act, span_tokens),
     Kernel {
+        can: |types| types.act,
+        fits: |p| p.cols == 64 && p.batch * p.depth <= COUNTERS,
+        overlaps: true,
+        instructions: &["LDG.E.128"],
+        ..v01("attention", "attention_decode", "v03_ahead", Uses::Act, |p| {
+            geometry(p.keys.div_ceil(BLOCK as usize), p.depth, p.batch, BLOCK)
+        })
+    },
+    Kernel {
         overlaps: true,
         fits: |p| p.cols.is_multiple_of(8) && p.cols <= 256 && p.batch * p.depth <= COUNTERS,
         ..v01("attention", "attention_decode", "v02_split", Uses::Act, |p| {
@@ -445,7 +454,7 @@ pub const PART_ROWS: usize = 64;
 /// Blocks, and partial sums, of `sum_squares`.
 pub const SUM_BLOCKS: usize = 256;
 
-/// Keys of a block of `attention_decode` that divides them, and its threads.
+/// Keys of a block of `attention_decode` in `v02_split`, and its threads; `v03_ahead` has more of them.
 const SPLIT_KEYS: usize = 64;
 
 /// Elements of `attention_decode`'s part of a head of `head_dim`: sums, greatest score and denominator, in whole sectors of

@@ -246,7 +246,7 @@ fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
             Box::new(move || attention(cuda, spans, length, if full { 12 } else { 1 })),
         ));
     }
-    for (rows, past) in if full { vec![(1, 1000), (64, 200)] } else { vec![(2, 150)] } {
+    for (rows, past) in if full { vec![(1, 1000), (64, 200)] } else { vec![(2, 150), (1, 2), (1, 600)] } {
         cases.push((&["attention_decode"], Box::new(move || decoding(cuda, rows, past, if full { 12 } else { 2 }))));
     }
     for rows in if full { vec![1, 64, 512] } else { vec![5] } {
@@ -555,8 +555,8 @@ fn decoding(cuda: &Cuda, rows: usize, past: usize, heads: usize) -> Result<Case>
     let (mut keys, mut values) = (cuda.act_from(&given[0])?, cuda.act_from(&given[1])?);
     let (qkv, mut y) = (cuda.act_from(&normal(3, 3 * tokens, 1.0))?, cuda.act(tokens)?);
     let spans = Spans::of_lengths(cuda, vec![1; rows])?;
-    let slots = cuda.ids_from(&(0..rows as u32).collect::<Vec<_>>())?;
-    let cached = CacheRows { spans, slots, past: cuda.ids_from(&vec![past as u32; rows])?, capacity };
+    let cached = CacheRows { spans, slots: cuda.ids_from(&(0..rows as u32).collect::<Vec<_>>())?, capacity };
+    let new = cuda.ids_from(&[vec![0; rows], vec![past as u32; rows]].concat())?;
     Ok(Case {
         name: format!("attention_cached_fwd {rows}x{past}x{heads}x64"),
         flops: 4.0 * (tokens * (past + 1)) as f64,
@@ -566,7 +566,7 @@ fn decoding(cuda: &Cuda, rows: usize, past: usize, heads: usize) -> Result<Case>
                 cuda.write_act(&mut keys, &given[0]);
                 cuda.write_act(&mut values, &given[1]);
             }
-            cuda.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &cached, dims);
+            cuda.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &new, &cached, dims);
             read(cuda, results, &[(&y, tokens), (&keys, len), (&values, len)]);
         }),
     })

@@ -269,12 +269,7 @@ impl<'m, B: Backend> Session<'m, B> {
             z: latents()?,
             fusion: model.fusion(slots)?,
             tokens: Tokens::new(backend, &vec![0; budget], &vec![0; budget])?,
-            rows: CacheRows {
-                spans: Spans::new(backend, &vec![(0, 0); slots])?,
-                slots: backend.ids(slots)?,
-                past: backend.ids(slots)?,
-                capacity,
-            },
+            rows: CacheRows { spans: Spans::new(backend, &vec![(0, 0); slots])?, slots: backend.ids(slots)?, capacity },
             last: backend.ids(slots)?,
             last_hidden: backend.act(slots * dims.hidden)?,
             device_logits: backend.real(slots * dims.vocab)?,
@@ -327,10 +322,8 @@ impl<'m, B: Backend> Session<'m, B> {
             positions.extend(run.cached as u32..run.ids.len() as u32);
             bounds.push((start, ids.len()));
         }
-        let each = |value: &dyn Fn(&Running) -> usize| running.iter().map(|run| value(run) as u32).collect::<Vec<_>>();
         self.tokens.set(backend, &ids, &positions);
-        backend.write_ids(&mut self.rows.past, &each(&|run| run.cached));
-        let layout = Layout { bounds, slots: each(&|run| run.slot) };
+        let layout = Layout { bounds, slots: running.iter().map(|run| run.slot as u32).collect() };
         if layout != self.layout {
             self.rows.spans.set(backend, &layout.bounds);
             backend.write_ids(&mut self.rows.slots, &layout.slots);
@@ -341,13 +334,20 @@ impl<'m, B: Backend> Session<'m, B> {
 
         let Session { model, acts, cache, tokens, rows, fusion, last, last_hidden, device_logits, recordings, .. } =
             self;
+        // once every row has begun, each step reads one token of each
+        let one_each = ids.len() == running.len();
         let mut decode = || {
             model.decoder_fwd(acts, tokens, Context::Cached(cache, rows), fusion, &rows.slots);
-            backend.gather_rows_fwd(last_hidden, &acts.output, last, running.len(), dims.hidden);
+            let last_hidden = match one_each {
+                true => &acts.output,
+                false => {
+                    backend.gather_rows_fwd(last_hidden, &acts.output, last, running.len(), dims.hidden);
+                    &*last_hidden
+                }
+            };
             backend.head_fwd(device_logits, last_hidden, &model.params.decoder.wte, running.len());
         };
-        // once every row has begun, each step reads one token of each
-        match ids.len() == running.len() {
+        match one_each {
             true => backend.repeat(recordings, &[running.len()], &mut decode),
             false => decode(),
         }

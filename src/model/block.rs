@@ -5,7 +5,7 @@ use super::acts::BlockActs;
 use super::cache::LayerCache;
 use super::dropout::{Dropout, Site};
 use super::params::{Block, Linear};
-use crate::backend::{AttentionDims, Backend, CacheRows, Norm, NormScratch, Spans, Storage};
+use crate::backend::{AttentionDims, Backend, CacheRows, Norm, NormScratch, RowLatents, Spans, Storage};
 use crate::dims::Dims;
 use crate::error::Result;
 use crate::rng::Mask;
@@ -20,8 +20,9 @@ pub type Plain<B> = (<B as Storage>::Real, <B as Storage>::Real);
 pub enum Attend<'a, B: Backend> {
     /// The tokens before it in its span.
     Spans(&'a Spans<B>),
-    /// What is cached of its row, and the tokens before it in its span; the new tokens are added to the cache.
-    Cached(&'a mut LayerCache<B>, &'a CacheRows<B>),
+    /// What is cached of its row, and the tokens before it in its span; the new tokens `(2, N)`, ids and positions, are added
+    /// to the cache.
+    Cached(&'a mut LayerCache<B>, &'a B::Ids, &'a CacheRows<B>),
 }
 
 /// Which block a pass goes through, and what it drops there.
@@ -60,17 +61,19 @@ impl<B: Backend> BlockScratch<B> {
 }
 
 impl<B: Backend> Model<B> {
-    /// `out = block(h)`; `out`, `h` `(N, C)`.
+    /// `out = block(h)`, of `h` with its latents, if there are any: they are added to it where it is kept; `out`, `h`
+    /// `(N, C)`.
     pub(super) fn block_fwd(
         &self,
         out: &mut B::Act,
         acts: &mut BlockActs<B>,
-        h: &B::Act,
+        h: &mut B::Act,
+        latents: Option<&RowLatents<'_, B>>,
         place: &Place<'_, B>,
         attend: Attend<'_, B>,
         tokens: usize,
     ) {
-        self.attention_fwd(acts, h, place, attend, tokens);
+        self.attention_fwd(out, acts, h, latents, place, attend, tokens);
         self.mlp_fwd(out, acts, place, tokens);
     }
 
@@ -94,11 +97,13 @@ impl<B: Backend> Model<B> {
         AttentionDims { heads: self.config.dims.heads, head_dim: self.config.dims.head_dim() }
     }
 
-    /// `acts.mid = h + proj(attention(ln_1(h)))`.
+    /// `acts.mid = h + proj(attention(ln_1(h)))`, of `h` with its latents; in `room (N, C)` may be what is not kept.
     fn attention_fwd(
         &self,
+        room: &mut B::Act,
         acts: &mut BlockActs<B>,
-        h: &B::Act,
+        h: &mut B::Act,
+        latents: Option<&RowLatents<'_, B>>,
         place: &Place<'_, B>,
         attend: Attend<'_, B>,
         tokens: usize,
@@ -109,20 +114,30 @@ impl<B: Backend> Model<B> {
         let BlockActs { norm_1, mean_1, rstd_1, qkv, lse, attended, mid, inner_in, .. } = acts;
         let (weight, bias) = (&params.qkv.weight, &params.qkv.bias);
         // nothing is kept for a backward pass
-        if inner_in.is_none() {
+        let h = if inner_in.is_none() {
             let normed = NormScratch { y: norm_1, mean: mean_1, rstd: rstd_1 };
-            let norm = Norm { gain: &norm.gain, bias: &norm.bias, epsilon, width };
-            backend.norm_linear_fwd(qkv, normed, h, norm, (weight, bias), tokens);
+            let (norm, linear) = (Norm { gain: &norm.gain, bias: &norm.bias, epsilon, width }, (weight, bias));
+            match latents {
+                Some(latents) => backend.fuse_norm_linear_fwd(qkv, normed, room, h, latents, norm, linear, tokens),
+                None => {
+                    backend.norm_linear_fwd(qkv, normed, h, norm, linear, tokens);
+                    &*h
+                }
+            }
         } else {
+            if let Some(RowLatents { e, slots, spans }) = latents {
+                backend.fuse_fwd(h, e, slots, spans, width);
+            }
             backend.layernorm_fwd(norm_1, mean_1, rstd_1, h, &norm.gain, &norm.bias, epsilon, tokens, width);
             backend.linear_fwd(qkv, norm_1, weight, bias, tokens);
-        }
+            h
+        };
         match attend {
             Attend::Spans(spans) => {
                 backend.attention_fwd(attended, lse, qkv, dropout.block(layer, Site::Attention), spans, dims);
             }
-            Attend::Cached(cache, rows) => {
-                backend.attention_cached_fwd(attended, &mut cache.keys, &mut cache.values, qkv, rows, dims);
+            Attend::Cached(LayerCache { keys, values }, tokens, rows) => {
+                backend.attention_cached_fwd(attended, keys, values, qkv, tokens, rows, dims);
             }
         }
         self.add_projection(mid, h, attended, &params.attn_proj, dropout.block(layer, Site::Projection), tokens);

@@ -5,30 +5,27 @@ use super::acts::StackActs;
 use super::block::{Attend, BlockScratch, Place, Plain, Prepared};
 use super::cache::Cache;
 use super::params::Stack;
-use crate::backend::{Backend, CacheRows, Spans, Storage};
+use crate::backend::{Backend, CacheRows, RowLatents, Spans, Storage};
 use crate::dims::Dims;
 use crate::error::Result;
 
 /// The tokens of a batch, end to end.
 pub struct Tokens<B: Backend> {
-    /// `(N)`
-    pub ids: B::Ids,
-    /// `(N)`, counted from 0 in every row.
-    pub positions: B::Ids,
+    /// `(2, N)`: ids, then positions, counted from 0 in every row: so that a step sends both at once.
+    pub both: B::Ids,
     /// `N`
     pub count: usize,
 }
 
 impl<B: Backend> Tokens<B> {
-    /// Uploads ids and positions.
+    /// Uploads ids and positions, as many.
     pub fn new(backend: &B, ids: &[u32], positions: &[u32]) -> Result<Self> {
-        Ok(Tokens { ids: backend.ids_from(ids)?, positions: backend.ids_from(positions)?, count: ids.len() })
+        Ok(Tokens { both: backend.ids_from(&[ids, positions].concat())?, count: ids.len() })
     }
 
-    /// Replaces the tokens by at most as many as were uploaded first, in the same buffers.
+    /// Replaces the tokens by at most as many as were uploaded first, in the same buffer.
     pub fn set(&mut self, backend: &B, ids: &[u32], positions: &[u32]) {
-        backend.write_ids(&mut self.ids, ids);
-        backend.write_ids(&mut self.positions, positions);
+        backend.write_ids(&mut self.both, &[ids, positions].concat());
         self.count = ids.len();
     }
 }
@@ -41,23 +38,23 @@ pub enum Context<'a, B: Backend> {
     Cached(&'a mut Cache<B>, &'a CacheRows<B>),
 }
 
-impl<B: Backend> Context<'_, B> {
-    fn spans(&self) -> &Spans<B> {
+impl<'a, B: Backend> Context<'a, B> {
+    fn spans(&self) -> &'a Spans<B> {
         match self {
             Context::Spans(spans) => spans,
             Context::Cached(_, rows) => &rows.spans,
         }
     }
 
-    fn layer(&mut self, l: usize) -> Attend<'_, B> {
+    fn layer<'b>(&'b mut self, l: usize, tokens: &'b Tokens<B>) -> Attend<'b, B> {
         match self {
             Context::Spans(spans) => Attend::Spans(spans),
-            Context::Cached(cache, rows) => Attend::Cached(&mut cache.layers[l], rows),
+            Context::Cached(cache, rows) => Attend::Cached(&mut cache.layers[l], &tokens.both, rows),
         }
     }
 }
 
-/// Latents projected to the decoder's width, added before each block.
+/// RowLatents projected to the decoder's width, added before each block.
 pub struct Fusion<B: Backend> {
     /// `L` of `(R, C)`: `z_l W_embᵀ`.
     pub layers: Vec<B::Real>,
@@ -99,7 +96,7 @@ impl<B: Backend> Model<B> {
         for (layer, params) in params.blocks.iter().enumerate() {
             let (h, out, block) = acts.at(layer);
             let place = Place { params, layer, dropout };
-            self.block_fwd(out, block, h, &place, Attend::Spans(spans), tokens.count);
+            self.block_fwd(out, block, h, None, &place, Attend::Spans(spans), tokens.count);
             if layer + 1 < layers {
                 read(layer, out);
             }
@@ -120,12 +117,12 @@ impl<B: Backend> Model<B> {
     ) {
         let params = &self.params.decoder;
         self.embed_fwd(acts, params, tokens);
-        let dropout = acts.dropout;
+        let (dropout, spans) = (acts.dropout, context.spans());
         for (layer, params) in params.blocks.iter().enumerate() {
             let (h, out, block) = acts.at(layer);
-            self.backend.fuse_fwd(h, &fusion.layers[layer], latents, context.spans(), self.config.dims.hidden);
+            let latents = RowLatents { e: &fusion.layers[layer], slots: latents, spans };
             let place = Place { params, layer, dropout };
-            self.block_fwd(out, block, h, &place, context.layer(layer), tokens.count);
+            self.block_fwd(out, block, h, Some(&latents), &place, context.layer(layer, tokens), tokens.count);
         }
         self.final_norm_fwd(acts, params, tokens.count);
     }
@@ -221,12 +218,12 @@ impl<B: Backend> Model<B> {
         acts: &StackActs<B>,
         tokens: &Tokens<B>,
     ) {
-        let (Tokens { ids, positions, count }, width) = (tokens, self.config.dims.hidden);
+        let (Tokens { both, count }, width) = (tokens, self.config.dims.hidden);
         let mask = acts.dropout.embedding();
         if !mask.is_none() {
             self.backend.dropout(&mut d.hidden, mask, *count, width);
         }
-        self.backend.embed_bwd(&mut grads.wte, &mut grads.wpe, &d.hidden, ids, positions, *count, width);
+        self.backend.embed_bwd(&mut grads.wte, &mut grads.wpe, &d.hidden, both, *count, width);
     }
 
     /// Projects the latents of `rows` sequences; `z` is `L` of `(rows, Z)`.
@@ -245,8 +242,8 @@ impl<B: Backend> Model<B> {
 
     /// `acts.hidden[0] = wte[ids] + wpe[positions]`, under the pass's mask.
     pub(crate) fn embed_fwd(&self, acts: &mut StackActs<B>, params: &Stack<Prepared<B>>, tokens: &Tokens<B>) {
-        let Tokens { ids, positions, count } = tokens;
-        self.backend.embed_fwd(&mut acts.hidden[0], ids, positions, &params.wte, &params.wpe, *count);
+        let Tokens { both, count } = tokens;
+        self.backend.embed_fwd(&mut acts.hidden[0], both, &params.wte, &params.wpe, *count);
         let mask = acts.dropout.embedding();
         if !mask.is_none() {
             self.backend.dropout(&mut acts.hidden[0], mask, *count, self.config.dims.hidden);

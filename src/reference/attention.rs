@@ -77,16 +77,17 @@ impl AttentionOps for Reference {
         keys: &mut Vec<f64>,
         values: &mut Vec<f64>,
         qkv: &Vec<f64>,
+        tokens: &Vec<u32>,
         rows: &CacheRows<Self>,
         dims: AttentionDims,
     ) {
-        let (width, head_dim) = (dims.width(), dims.head_dim);
+        let (width, head_dim, positions) = (dims.width(), dims.head_dim, &tokens[rows.spans.end..]);
         for row in 0..rows.spans.rows {
-            let (slot, past) = (rows.slots[row] as usize, rows.past[row] as usize);
+            let slot = rows.slots[row] as usize;
             for head in 0..dims.heads {
                 let place = |t: usize| ((slot * dims.heads + head) * rows.capacity + t) * head_dim;
-                for (i, token) in span(&rows.spans.bounds, row).enumerate() {
-                    let t = past + i;
+                for token in span(&rows.spans.bounds, row) {
+                    let t = positions[token] as usize;
                     let part = |part: usize| &qkv[token * 3 * width + part * width + head * head_dim..][..head_dim];
                     keys[place(t)..][..head_dim].copy_from_slice(part(1));
                     values[place(t)..][..head_dim].copy_from_slice(part(2));

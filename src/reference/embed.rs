@@ -6,17 +6,10 @@ use super::{Reference, view, view_mut};
 use crate::backend::EmbedOps;
 
 impl EmbedOps for Reference {
-    fn embed_fwd(
-        &self,
-        y: &mut Vec<f64>,
-        ids: &Vec<u32>,
-        positions: &Vec<u32>,
-        wte: &Array2<f64>,
-        wpe: &Array2<f64>,
-        tokens: usize,
-    ) {
-        let mut y = view_mut(y, tokens, wte.ncols());
-        for n in 0..tokens {
+    fn embed_fwd(&self, y: &mut Vec<f64>, tokens: &Vec<u32>, wte: &Array2<f64>, wpe: &Array2<f64>, count: usize) {
+        let (ids, positions) = tokens.split_at(count);
+        let mut y = view_mut(y, count, wte.ncols());
+        for n in 0..count {
             y.row_mut(n).assign(&(&wte.row(ids[n] as usize) + &wpe.row(positions[n] as usize)));
         }
     }
@@ -26,12 +19,12 @@ impl EmbedOps for Reference {
         dwte: &mut Vec<f64>,
         dwpe: &mut Vec<f64>,
         dy: &Vec<f64>,
-        ids: &Vec<u32>,
-        positions: &Vec<u32>,
-        tokens: usize,
+        tokens: &Vec<u32>,
+        count: usize,
         width: usize,
     ) {
-        for n in 0..tokens {
+        let (ids, positions) = tokens.split_at(count);
+        for n in 0..count {
             for c in 0..width {
                 dwte[ids[n] as usize * width + c] += dy[n * width + c];
                 dwpe[positions[n] as usize * width + c] += dy[n * width + c];

@@ -107,7 +107,7 @@ fn files_and_rows_belong_together() {
         }
         assert!(text.lines().count() <= 600, "{path}");
         // what else such a kernel reads may be written by the one before, and the compiler must not load it early
-        let early = ["b", "bias", "bounds", "gain", "history", "ids", "index", "offset", "past", "positions"];
+        let early = ["b", "bias", "bounds", "gain", "history", "ids", "index", "offset", "positions"];
         let (early, written) = (
             [&early[..], &["settings", "slots", "wpe", "wte"]].concat(),
             ["mean", "rstd", "token", "u", "weights", "y"],
@@ -185,15 +185,16 @@ fn a_recorded_step_reads_a_growing_cache() {
         let cached = |seed| act(b, &util::normal(seed, 2 * capacity * dims.width()));
         let (mut keys, mut values, mut y) = (cached(1), cached(2), stale_act(b, 2 * dims.width()));
         let spans = Spans::of_lengths(b, [1, 1]).unwrap();
-        let mut rows = CacheRows { spans, slots: ids(b, &[1, 0]), past: ids(b, &[0, 0]), capacity };
+        let rows = CacheRows { spans, slots: ids(b, &[1, 0]), capacity };
+        let mut tokens = ids(b, &[0; 4]);
         let (mut recordings, mut outputs) = (Recordings::default(), Vec::new());
         let mut qkv = stale_act(b, 6 * dims.width());
         for step in 0..6 {
-            b.write_ids(&mut rows.past, &[61 + step, 125 + step]);
+            b.write_ids(&mut tokens, &[0, 0, 61 + step, 125 + step]);
             b.write_act(&mut qkv, &util::normal(3 + u64::from(step), 6 * dims.width()));
             // twice, as layers do: the memory that the first takes for a while is there for the second
             b.repeat(&mut recordings, &[2], &mut || {
-                (0..2).for_each(|_| b.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &rows, dims));
+                (0..2).for_each(|_| b.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &tokens, &rows, dims));
             });
             outputs.extend(read_act(b, &y, 2 * dims.width()));
         }

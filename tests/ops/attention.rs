@@ -51,19 +51,16 @@ impl Op for Cached<'_> {
         let (mut keys, mut values) = (stale_act(b, 3 * capacity * width), stale_act(b, 3 * capacity * width));
         let (mut past, mut outputs) = ([0, 0], [Vec::new(), Vec::new()]);
         for step in self.steps {
-            let rows = CacheRows {
-                spans: Spans::of_lengths(b, *step).unwrap(),
-                slots: ids(b, &[2, 0]),
-                past: ids(b, &past.map(|p| p as u32)),
-                capacity,
-            };
+            let rows = CacheRows { spans: Spans::of_lengths(b, *step).unwrap(), slots: ids(b, &[2, 0]), capacity };
+            let positions = (0..2).flat_map(|row| past[row] as u32..(past[row] + step[row]) as u32);
+            let tokens: Vec<u32> = vec![0; step[0] + step[1]].into_iter().chain(positions).collect();
             let part = |row: usize| {
                 let first = row * self.whole.lengths[0] + past[row];
                 &qkv[first * 3 * width..(first + step[row]) * 3 * width]
             };
             let mut y = stale_act(b, (step[0] + step[1]) * width);
             let new = act(b, &[part(0), part(1)].concat());
-            b.attention_cached_fwd(&mut y, &mut keys, &mut values, &new, &rows, dims);
+            b.attention_cached_fwd(&mut y, &mut keys, &mut values, &new, &ids(b, &tokens), &rows, dims);
             let y = read_act(b, &y, (step[0] + step[1]) * width);
             let (first, second) = y.split_at(step[0] * width);
             outputs[0].extend_from_slice(first);
@@ -141,8 +138,8 @@ fn narrow_caches_hold_bf16() {
 #[test]
 fn cached_attention_over_long_rows() {
     for (heads, head_dim) in [(2, 16), (1, 64), (3, 8), (1, 7), (2, 80), (1, 256)] {
-        let whole = Attention { lengths: &[66, 194], dims: AttentionDims { heads, head_dim }, narrow: false };
-        let steps = &[[60, 190], [1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 0]];
+        let whole = Attention { lengths: &[66, 258], dims: AttentionDims { heads, head_dim }, narrow: false };
+        let steps = &[[60, 254], [1, 1], [1, 0], [1, 1], [1, 1], [1, 1], [1, 0]];
         let tolerance = Tolerance { factor: 8.0, terms: head_dim };
         check(&format!("cached attention {heads}x{head_dim}"), &Cached { whole, steps }, tolerance, &machines());
     }

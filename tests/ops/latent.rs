@@ -1,11 +1,11 @@
 //! Pooling, the latent chain and fusion.
 
-use della::backend::{Backend, ChainLayer, ChainScratch, Drive, Matrix, Role};
+use della::backend::{Backend, ChainLayer, ChainScratch, Drive, Matrix, Norm, NormScratch, Role, RowLatents};
 use della::dims::Dims;
 
 use crate::util::close::Tolerance;
 use crate::util::normal;
-use crate::util::op::{Op, Outputs, act, check, ids, machines, read, read_act, real, spans, stale};
+use crate::util::op::{Op, Outputs, act, check, ids, machines, read, read_act, real, spans, stale, stale_act};
 
 /// Pooling over spans, which need not hold all tokens, nor be in order.
 struct Pool<'a> {
@@ -117,6 +117,47 @@ impl Op for ConcatFuse {
 #[test]
 fn concatenation_and_fusion() {
     check("parts", &ConcatFuse, Tolerance::sum(1), &machines());
+}
+
+/// RowLatents added to the tokens of rows, and a product behind a norm of that: a device may take one token of each at once.
+struct FusedProduct<'a> {
+    bounds: &'a [(usize, usize)],
+    width: usize,
+}
+
+impl Op for FusedProduct<'_> {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
+        let (width, outputs, rows) = (self.width, 40, self.bounds.len());
+        let spans = spans(b, self.bounds);
+        let (tokens, len) = (spans.end, spans.end * width);
+        let (mut h, mut room) = (b.stream(len).unwrap(), b.stream(len).unwrap());
+        b.write_act(&mut h, &normal(24, len));
+        b.write_act(&mut room, &vec![f32::NAN; len]);
+        let e = real(b, &normal(25, (rows + 2) * width));
+        let slots = ids(b, &(0..rows as u32).map(|row| (row + 3) % (rows as u32 + 2)).collect::<Vec<_>>());
+        let data: Vec<f32> = normal(26, width * outputs).iter().map(|w| w / (width as f32).sqrt()).collect();
+        let w = b.weight(Matrix { data: &data, rows: width, cols: outputs }, Role::Linear).unwrap();
+        let [gain, shift, bias] =
+            [(27, width), (28, width), (29, outputs)].map(|(seed, len)| real(b, &normal(seed, len)));
+        let (mut y, mut normed) = (stale_act(b, tokens * outputs), stale_act(b, len));
+        let (mut mean, mut rstd) = (stale(b, tokens), stale(b, tokens));
+        let scratch = NormScratch { y: &mut normed, mean: &mut mean, rstd: &mut rstd };
+        let norm = Norm { gain: &gain, bias: &shift, epsilon: 1e-5, width };
+        let latents = RowLatents { e: &e, slots: &slots, spans: &spans };
+        let sum = b.fuse_norm_linear_fwd(&mut y, scratch, &mut room, &mut h, &latents, norm, (&w, &bias), tokens);
+        vec![("sum", read_act(b, sum, len)), ("y", read_act(b, &y, tokens * outputs))]
+    }
+}
+
+#[test]
+fn products_of_fused_rows() {
+    let one_each: Vec<(usize, usize)> = (0..9).map(|n| (n, n + 1)).collect();
+    for (bounds, width) in
+        [(&one_each[..1], 96), (&one_each[..5], 132), (&one_each[..8], 64), (&one_each, 64), (&[(0, 2), (2, 3)], 64)]
+    {
+        let what = format!("{} fused rows of {width}", bounds.len());
+        check(&what, &FusedProduct { bounds, width }, Tolerance::sum(4 * width), &machines());
+    }
 }
 
 /// The chain through all layers, with and without a condition.

@@ -29,7 +29,7 @@ impl Op for Embed {
         let wte = b.weight(Matrix { data: &wte, rows: vocab, cols: width }, self.role).unwrap();
         let wpe = b.weight(Matrix { data: &wpe, rows: positions, cols: width }, Role::Table).unwrap();
         let mut y = stale_act(b, 6 * width);
-        b.embed_fwd(&mut y, &ids(b, &[36, 0, 5, 5, 31, 32]), &ids(b, &[0, 1, 2, 8, 4, 0]), &wte, &wpe, 6);
+        b.embed_fwd(&mut y, &ids(b, &[36, 0, 5, 5, 31, 32, 0, 1, 2, 8, 4, 0]), &wte, &wpe, 6);
         let mut picked = stale_act(b, 2 * width);
         b.gather_rows_fwd(&mut picked, &y, &ids(b, &[4, 1]), 2, width);
         vec![("y", read_act(b, &y, 6 * width)), ("picked", read_act(b, &picked, 2 * width))]
@@ -64,13 +64,13 @@ impl Gradient for EmbedGradient {
             b.weight(Matrix { data: x, rows: x.len() / self.width, cols: self.width }, Role::Table).unwrap()
         };
         let mut y = stale_act(b, 6 * self.width);
-        b.embed_fwd(&mut y, &ids(b, &IDS), &ids(b, &POSITIONS), &table(&inputs[0]), &table(&inputs[1]), 6);
+        b.embed_fwd(&mut y, &ids(b, &[IDS, POSITIONS].concat()), &table(&inputs[0]), &table(&inputs[1]), 6);
         read_act(b, &y, 6 * self.width)
     }
 
     fn bwd<B: Backend>(&self, b: &B, inputs: &[Vec<f32>], dy: &[f32]) -> Vec<Grad> {
         let (mut dwte, mut dwpe) = (Grad::sums(b, inputs[0].len()), Grad::sums(b, inputs[1].len()));
-        b.embed_bwd(&mut dwte, &mut dwpe, &act(b, dy), &ids(b, &IDS), &ids(b, &POSITIONS), 6, self.width);
+        b.embed_bwd(&mut dwte, &mut dwpe, &act(b, dy), &ids(b, &[IDS, POSITIONS].concat()), 6, self.width);
         vec![Grad::added(b, &dwte, inputs[0].len()), Grad::added(b, &dwpe, inputs[1].len())]
     }
 }

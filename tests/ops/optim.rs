@@ -135,7 +135,7 @@ impl Op for Refreshed {
                 read_act(b, &y, 2 * cols)
             } else if role == Role::Table {
                 let mut y = stale_act(b, cols);
-                b.embed_fwd(&mut y, &ids(b, &[rows as u32 - 1]), &ids(b, &[0]), w, w, 1);
+                b.embed_fwd(&mut y, &ids(b, &[rows as u32 - 1, 0]), w, w, 1);
                 read_act(b, &y, cols)
             } else if role == Role::TiedTable {
                 let (x, mut y) = (act(b, &normal(12, 2 * cols)), stale(b, 2 * rows));

@@ -79,16 +79,17 @@ impl AttentionOps for Cpu {
         keys: &mut Buffer<f32>,
         values: &mut Buffer<f32>,
         qkv: &Buffer<f32>,
+        tokens: &Buffer<u32>,
         rows: &CacheRows<Self>,
         dims: AttentionDims,
     ) {
-        let sequences = spans(&rows.spans.bounds, rows.spans.rows)
-            .zip(&rows.past[..rows.spans.rows])
-            .map(|((start, end), past)| Sequence { start, end, past: *past as usize });
+        let positions = &tokens[rows.spans.end..][..rows.spans.end];
+        let past = |start: usize| positions.get(start).map_or(0, |position| *position as usize);
+        let sequences =
+            spans(&rows.spans.bounds, rows.spans.rows).map(|(start, end)| Sequence { start, end, past: past(start) });
         let vectors = Vectors { narrow: self.caches_narrow(), dims, capacity: rows.capacity };
         self.append(keys, values, qkv, sequences.clone().zip(&rows.slots[..rows.spans.rows]), vectors);
-        let tokens = sequences.clone().map(|s| s.end).max().unwrap_or(0);
-        with_scratch(tokens * dims.heads, |lse| {
+        with_scratch(rows.spans.end * dims.heads, |lse| {
             self.attend(y, lse, (qkv, dims, Mask::NONE), sequences, |row, head| {
                 let first = rows.slots[row] as usize * vectors.of_slot() + head * vectors.of_head();
                 let (stride, narrow) = (vectors.len(), vectors.narrow);

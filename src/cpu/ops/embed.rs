@@ -6,19 +6,11 @@ use crate::cpu::gemm::Weight;
 use crate::cpu::{Buffer, Cpu};
 
 impl EmbedOps for Cpu {
-    fn embed_fwd(
-        &self,
-        y: &mut Buffer<f32>,
-        ids: &Buffer<u32>,
-        positions: &Buffer<u32>,
-        wte: &Weight,
-        wpe: &Weight,
-        tokens: usize,
-    ) {
+    fn embed_fwd(&self, y: &mut Buffer<f32>, tokens: &Buffer<u32>, wte: &Weight, wpe: &Weight, count: usize) {
         let width = wte.inputs();
         assert_eq!(width, wpe.inputs(), "token and position embeddings differ in width");
-        let (ids, positions) = (&ids[..tokens], &positions[..tokens]);
-        self.pool.rows(tokens, rows_per_task(width), [(y, width)], |first, [y]| {
+        let (ids, positions) = tokens[..2 * count].split_at(count);
+        self.pool.rows(count, rows_per_task(width), [(y, width)], |first, [y]| {
             for (n, y) in (first..).zip(y.chunks_exact_mut(width)) {
                 let sums = wte.row(ids[n] as usize).zip(wpe.row(positions[n] as usize)).map(|(a, b)| a + b);
                 for (y, sum) in y.iter_mut().zip(sums) {
@@ -33,13 +25,13 @@ impl EmbedOps for Cpu {
         dwte: &mut Buffer<f32>,
         dwpe: &mut Buffer<f32>,
         dy: &Buffer<f32>,
-        ids: &Buffer<u32>,
-        positions: &Buffer<u32>,
-        tokens: usize,
+        tokens: &Buffer<u32>,
+        count: usize,
         width: usize,
     ) {
-        self.add_to_rows(dwte, dy, &ids[..tokens], width);
-        self.add_to_rows(dwpe, dy, &positions[..tokens], width);
+        let (ids, positions) = tokens[..2 * count].split_at(count);
+        self.add_to_rows(dwte, dy, ids, width);
+        self.add_to_rows(dwpe, dy, positions, width);
     }
 
     fn gather_rows_fwd(&self, y: &mut Buffer<f32>, x: &Buffer<f32>, index: &Buffer<u32>, rows: usize, width: usize) {

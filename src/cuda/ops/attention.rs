@@ -1,6 +1,6 @@
 //! Causal attention.
 
-use super::{bounds, first, mask, whole};
+use super::{bounds, first, mask, positions, whole};
 use crate::backend::{AttentionDims, AttentionOps, CacheRows, Spans};
 use crate::cuda::problem::Problem;
 use crate::cuda::registry;
@@ -61,23 +61,28 @@ impl AttentionOps for Cuda {
         keys: &mut Buffer,
         values: &mut Buffer,
         qkv: &Buffer,
+        tokens: &Buffer,
         rows: &CacheRows<Cuda>,
         dims: AttentionDims,
     ) {
         let spans = &rows.spans;
         let problem = Problem { keys: rows.capacity, ..self.over_spans(spans, dims) };
-        let (slots, past) = (first(&rows.slots, spans.rows), first(&rows.past, spans.rows));
+        let (slots, positions) = (first(&rows.slots, spans.rows), positions(tokens, spans.end));
         let sizes = [int(rows.capacity), int(dims.heads), int(dims.head_dim)];
         let (keys, values, qkv, bounds) = (whole(keys), whole(values), whole(qkv), bounds(spans));
         let [capacity, heads, head_dim] = sizes;
         if spans.longest > 1 {
-            self.launch("cache_append", problem, &[keys, values, qkv, bounds, slots, past, capacity, heads, head_dim]);
-            let args = [whole(y), keys, values, qkv, bounds, slots, past, capacity, heads, head_dim];
+            self.launch(
+                "cache_append",
+                problem,
+                &[keys, values, qkv, bounds, slots, positions, capacity, heads, head_dim],
+            );
+            let args = [whole(y), keys, values, qkv, bounds, slots, positions, capacity, heads, head_dim];
             return self.launch("attention_cached", problem, &args);
         }
         let Some(parts) = self.scratch(registry::parts_len(&problem), 4) else { return };
         let (parts, counters) = (whole(&parts), whole(&self.counters));
-        let args = [whole(y), keys, values, qkv, bounds, slots, past, parts, counters, capacity, heads, head_dim];
+        let args = [whole(y), keys, values, qkv, bounds, slots, positions, parts, counters, capacity, heads, head_dim];
         self.launch("attention_decode", problem, &args);
     }
 }

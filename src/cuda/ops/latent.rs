@@ -1,7 +1,7 @@
 //! Pooling, the latent chain and fusion into the decoder.
 
 use super::{bounds, first, whole};
-use crate::backend::{ChainLayer, ChainScratch, Drive, LatentOps, Spans};
+use crate::backend::{ChainLayer, ChainScratch, Drive, LatentOps, LinearOps, Norm, NormScratch, RowLatents, Spans};
 use crate::cuda::driver::{Address, Arg};
 use crate::cuda::problem::{Problem, Types};
 use crate::cuda::{Buffer, Cuda, Weight, int, or_null};
@@ -171,6 +171,27 @@ impl LatentOps for Cuda {
         let args = [whole(h), whole(e), first(slots, spans.rows), bounds(spans), int(width)];
         let problem = Problem::matrix(Cuda::types_of(h), spans.longest, width);
         self.launch("fuse_fwd", Problem { batch: spans.rows, ..problem }, &args);
+    }
+
+    fn fuse_norm_linear_fwd<'a>(
+        &self,
+        y: &mut Buffer,
+        normed: NormScratch<'_, Cuda>,
+        room: &'a mut Buffer,
+        h: &'a mut Buffer,
+        latents: &RowLatents<'_, Cuda>,
+        norm: Norm<'_, Cuda>,
+        linear: (&Weight, &Buffer),
+        tokens: usize,
+    ) -> &'a Buffer {
+        let Spans { rows, longest, end, .. } = *latents.spans;
+        let one_each = longest == 1 && rows == tokens && end == tokens;
+        if one_each && self.norm_product(y, h, Some((latents, &mut *room)), &norm, linear, false, tokens) {
+            return room;
+        }
+        self.fuse_fwd(h, latents.e, latents.slots, latents.spans, norm.width);
+        self.norm_linear_fwd(y, normed, h, norm, linear, tokens);
+        h
     }
 
     fn fuse_bwd(&self, de_acc: &mut Buffer, dh: &Buffer, slots: &Buffer, spans: &Spans<Cuda>, width: usize) {

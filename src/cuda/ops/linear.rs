@@ -1,7 +1,7 @@
 //! Matrix products with parameters.
 
-use super::first;
-use crate::backend::{LinearOps, Norm, NormScratch};
+use super::{first, whole};
+use crate::backend::{LinearOps, Norm, NormScratch, RowLatents};
 use crate::cuda::driver::{Address, Arg};
 use crate::cuda::problem::{Layout, Problem, Types};
 use crate::cuda::registry::PART_ROWS;
@@ -82,7 +82,7 @@ impl LinearOps for Cuda {
         (w, b): (&Weight, &Buffer),
         tokens: usize,
     ) {
-        if !self.norm_product(y, x, &norm, (w, b), false, tokens) {
+        if !self.norm_product(y, x, None, &norm, (w, b), false, tokens) {
             let x_normed = normed.fill(self, x, &norm, tokens);
             self.linear_fwd(y, x_normed, w, b, tokens);
         }
@@ -98,7 +98,7 @@ impl LinearOps for Cuda {
         [(w_1, b_1), (w_2, b_2)]: [(&Weight, &Buffer); 2],
         tokens: usize,
     ) {
-        if !self.norm_product(inner, x, &norm, (w_1, b_1), true, tokens) {
+        if !self.norm_product(inner, x, None, &norm, (w_1, b_1), true, tokens) {
             let x_normed = normed.fill(self, x, &norm, tokens);
             self.linear_gelu_fwd(inner, None, x_normed, w_1, b_1, tokens);
         }
@@ -178,11 +178,13 @@ impl Cuda {
         sum(first(&sums, parts * cols), Types::F32, parts);
     }
 
-    /// `y = norm(x) W + b`, with gelu if wanted, by one kernel; false if none is for so many rows, or rows so long.
-    fn norm_product(
+    /// `y = norm(x) W + b`, with gelu if wanted, by one kernel; false if none is for so many rows, or rows so long. With
+    /// latents, of which token n has that in slot n, x is their sum, which is left in the buffer beside them.
+    pub(super) fn norm_product(
         &self,
         y: &mut Buffer,
         x: &Buffer,
+        latents: Option<(&RowLatents<'_, Cuda>, &mut Buffer)>,
         norm: &Norm<'_, Cuda>,
         (w, b): (&Weight, &Buffer),
         gelu: bool,
@@ -195,9 +197,16 @@ impl Cuda {
         let types = Types::product(Layout::Nn, w.bf16, w.bf16, w.bf16);
         let problem = Problem { depth: inputs, ..Problem::matrix(types, tokens, outputs) };
         let Ok(choice) = self.kernels.choose("norm_gemm", &problem) else { return false };
+        let [fused, e, slots] = match latents {
+            Some((latents, fused)) => [first(fused, tokens * inputs), whole(latents.e), first(latents.slots, tokens)],
+            None => [Arg::Address(0); 3],
+        };
         let args = [
             first(y, tokens * outputs),
+            fused,
             first(x, tokens * inputs),
+            e,
+            slots,
             first(norm.gain, inputs),
             first(norm.bias, inputs),
             Arg::Float(norm.epsilon),

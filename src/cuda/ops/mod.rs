@@ -28,6 +28,11 @@ fn bounds(spans: &Spans<Cuda>) -> Arg {
     first(&spans.bounds, 2 * spans.rows)
 }
 
+/// The positions of `(2, count)` ids and positions.
+fn positions(tokens: &Buffer, count: usize) -> Arg {
+    Arg::Address(tokens.range(count, count))
+}
+
 /// A dropout mask: key, threshold, factor.
 fn mask(mask: Mask) -> [Arg; 4] {
     let (key, threshold, factor) = mask.parts();
