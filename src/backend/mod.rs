@@ -28,7 +28,7 @@ pub use latent::{ChainLayer, ChainScratch, Drive, LatentOps, RowLatents};
 pub use linear::{LinearOps, Norm, NormScratch};
 pub use loss::{Draw, LossOps, NO_TOKEN, Rules};
 pub use norm::NormOps;
-pub use optim::{AdamW, OptimOps};
+pub use optim::{AdamW, OptimOps, Parameter};
 pub use tensor::{HostFloat, Matrix, Recordings, Role, Spans, Storage};
 
 /// A device that can run the model: storage and all groups of operations.

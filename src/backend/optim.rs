@@ -1,6 +1,6 @@
 //! What training alone needs: the optimiser, the norm of the gradients, dropout.
 
-use super::Storage;
+use super::{Role, Storage};
 use crate::rng::Mask;
 
 /// What one AdamW step does to a parameter (Loshchilov and Hutter 2019, as PyTorch's `AdamW` computes it).
@@ -28,6 +28,24 @@ impl AdamW {
     }
 }
 
+/// A parameter, and what the optimiser keeps of it; all of `len` elements.
+pub struct Parameter<'a, B: Storage> {
+    /// Its values.
+    pub values: &'a mut B::Real,
+    /// The matrix that is made of them, if they are one's, and its role.
+    pub matrix: Option<(&'a mut B::Weight, Role)>,
+    /// The average of its gradient.
+    pub mean: &'a mut B::Real,
+    /// The average of its gradient's square.
+    pub square: &'a mut B::Real,
+    /// Its gradient.
+    pub gradient: &'a mut B::Real,
+    /// Its decay.
+    pub decay: f64,
+    /// How many elements it has.
+    pub len: usize,
+}
+
 /// Optimisation and regularisation.
 pub trait OptimOps: Storage {
     /// With `g` the gradient times `factor`: `p *= 1 − lr · decay`, `m = β₁ m + (1 − β₁) g`, `v = β₂ v + (1 − β₂) g²`,
@@ -42,6 +60,20 @@ pub trait OptimOps: Storage {
         step: &AdamW,
         len: usize,
     );
+
+    /// [`adamw`](Self::adamw) of all parameters, `step` but for their decays, and [`refresh`](Storage::refresh) of the
+    /// matrices that are made of them.
+    fn adamw_all(&self, parameters: &mut [Parameter<'_, Self>], step: &AdamW)
+    where
+        Self: Sized,
+    {
+        for Parameter { values, matrix, mean, square, gradient, decay, len } in parameters {
+            self.adamw(values, mean, square, gradient, &AdamW { decay: *decay, ..*step }, *len);
+            if let Some((matrix, role)) = matrix {
+                self.refresh(matrix, values, *role);
+            }
+        }
+    }
 
     /// `Σ x²` over the first elements of each part, as many as its number says.
     fn sum_squares(&self, parts: &[(&Self::Real, usize)]) -> f64;

@@ -442,7 +442,8 @@ pub const REGISTRY: &[Kernel] = &[
         })
     },
     v01("optim", "adamw", "v01_flat", Uses::Real, flat),
-    v01("optim", "sum_squares", "v01_strided", Uses::Real, |_| geometry(SUM_BLOCKS, 1, 1, BLOCK)),
+    Kernel { defines: &[("CHUNK", CHUNK as u32)], ..v01("optim", "adamw_all", "v01_chunks", Uses::Real, rows) },
+    Kernel { defines: &[("CHUNK", CHUNK as u32)], ..v01("optim", "sum_squares", "v01_chunks", Uses::Real, rows) },
     v01("optim", "dropout", "v01_flat", Uses::Stream, |p| {
         geometry((p.rows * p.cols.div_ceil(4)).div_ceil(BLOCK as usize), 1, 1, BLOCK)
     }),
@@ -451,8 +452,8 @@ pub const REGISTRY: &[Kernel] = &[
 /// Rows of a part of `column_parts`.
 pub const PART_ROWS: usize = 64;
 
-/// Blocks, and partial sums, of `sum_squares`.
-pub const SUM_BLOCKS: usize = 256;
+/// Neighbours of a vector that are one block's, where a launch is for many vectors.
+pub const CHUNK: usize = 8192;
 
 /// Keys of a block of `attention_decode` in `v02_split`, and its threads; `v03_ahead` has more of them.
 const SPLIT_KEYS: usize = 64;

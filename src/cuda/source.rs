@@ -29,6 +29,7 @@ macro_rules! files {
 /// The files below `kernels/`.
 pub const FILES: &[(&str, &str)] = files![
     "common/act.cuh",
+    "common/adamw.cuh",
     "common/attention.cuh",
     "common/device.cuh",
     "common/flash.cuh",
@@ -101,10 +102,11 @@ pub const FILES: &[(&str, &str)] = files![
     "loss/cross_entropy_fwd_v01_row.cu",
     "loss/cross_entropy_fwd_v02_online.cu",
     "loss/sample_v01_row.cu",
+    "optim/adamw_all_v01_chunks.cu",
     "optim/adamw_v01_flat.cu",
     "optim/adamw_v02_vector.cu",
     "optim/dropout_v01_flat.cu",
-    "optim/sum_squares_v01_strided.cu",
+    "optim/sum_squares_v01_chunks.cu",
 ];
 
 /// Where sources come from.

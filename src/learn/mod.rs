@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::backend::{AdamW, Backend};
+use crate::backend::{AdamW, Backend, Parameter};
 use crate::error::Result;
 use crate::model::gradient::{Batch, Losses, Objective, Pass};
 use crate::model::params::Spec;
@@ -131,20 +131,20 @@ impl<B: Backend> Learner<B> {
         *updates += 1;
         let factor = if update.clip > 0.0 { (update.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         let &Update { lr, betas, epsilon, .. } = update;
-        let backend = &model.backend;
-        let parameters = specs.iter().zip(slots).zip(update.decay);
-        for ((((spec, slot), &decay), leaf), gradient) in parameters.zip(leaves(&mut model.params)).zip(plain(grads)) {
-            let step = AdamW { lr, betas, epsilon, decay, factor, step: *updates };
-            let Slot { master, mean, square } = slot;
-            match (leaf, master, spec.role) {
-                (Leaf::Matrix(weight), Some(master), Some(role)) => {
-                    backend.adamw(master, mean, square, gradient, &step, spec.len());
-                    backend.refresh(weight, master, role);
-                }
-                (Leaf::Vector(vector), ..) => backend.adamw(vector, mean, square, gradient, &step, spec.len()),
-                (Leaf::Matrix(_), ..) => unreachable!("a matrix has a role and a master"),
-            }
-        }
+        let step = AdamW { lr, betas, epsilon, decay: 0.0, factor, step: *updates };
+        let of_each = specs.iter().zip(slots).zip(update.decay).zip(leaves(&mut model.params)).zip(plain(grads));
+        let mut parameters: Vec<_> = of_each
+            .map(|((((spec, slot), &decay), leaf), gradient)| {
+                let Slot { master, mean, square } = slot;
+                let (values, matrix) = match (leaf, master, spec.role) {
+                    (Leaf::Matrix(weight), Some(master), Some(role)) => (master, Some((weight, role))),
+                    (Leaf::Vector(vector), ..) => (vector, None),
+                    (Leaf::Matrix(_), ..) => unreachable!("a matrix has a role and a master"),
+                };
+                Parameter { values, matrix, mean, square, gradient, decay, len: spec.len() }
+            })
+            .collect();
+        model.backend.adamw_all(&mut parameters, &step);
     }
 
     /// Forgets the accumulated gradient.
