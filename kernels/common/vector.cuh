@@ -59,10 +59,14 @@ DEVICE void store_vector(bf16* to, const Vector& x) {
 #endif
 }
 
-// Parameters, which are f32 always.
+// Parameters and their gradients, which are f32 always.
 DEVICE void load_reals(Vector& x, const float* from) {
 #pragma unroll
     for (int i = 0; i < VECTOR; i += 4) unpack(x + i, *(const float4*)(from + i));
+}
+DEVICE void store_reals(float* to, const Vector& x) {
+#pragma unroll
+    for (int i = 0; i < VECTOR; i += 4) *(float4*)(to + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
 }
 
 // A row that a warp has in registers: vector i of lane l is the row's vector l + 32 i.

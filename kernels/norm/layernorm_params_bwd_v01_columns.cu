@@ -1,30 +1,22 @@
-// Idea: a block sums 32 columns; 8 threads share the rows of a column.
+// Idea: a block adds up the parts of 32 columns, first those of dgain, then those of dbias; 8 threads share a column's.
 // Against: -
-// Bound: memory; tokens * width * (sizeof(X) + sizeof(Y) + 1 / 4) + 16 * width bytes, tokens * width * 5 FLOPs.
-// Needs: any sm_80+; grid ceil(width / 32), block 256.
-// Source: dgain += sum(dy (x - mean) rstd), dbias += sum(dy); own.
-#include "act.cuh"
+// Bound: memory; 8 * count * width + 16 * width bytes, 2 * count * width FLOPs.
+// Needs: any sm_80+; grid ceil(2 * width / 32), block 256; the parts of layernorm_bwd, which for many rows are in L2.
+// Source: own.
 #include "reduce.cuh"
 
-KERNEL BOUNDS(256, 1) layernorm_params_bwd(float* __restrict__ dgain, float* __restrict__ dbias,
-                                           const Y* __restrict__ dy, const X* __restrict__ x,
-                                           const float* __restrict__ mean, const float* __restrict__ rstd,
-                                           int tokens, int width) {
+KERNEL BOUNDS(256, 1) layernorm_params_bwd(float* __restrict__ dgain_acc, float* __restrict__ dbias_acc,
+                                           const float* __restrict__ parts, int count, int width) {
     __shared__ float shared[COLUMN_LANES][32];
     const ColumnThread at = column_thread();
-    float gain = 0.0f, bias = 0.0f;
-    if (at.column < width) {
-        for (int n = at.lane; n < tokens; n += COLUMN_LANES) {
-            const size_t place = (size_t)n * width + at.column;
-            const float slope = to_float(dy[place]);
-            gain += slope * ((to_float(x[place]) - mean[n]) * rstd[n]);
-            bias += slope;
-        }
+    float sum = 0.0f;
+    if (at.column < 2 * width) {
+#pragma unroll 16
+        for (int i = at.lane; i < count; i += COLUMN_LANES) sum += parts[(size_t)i * 2 * width + at.column];
     }
-    gain = column_sum(gain, shared);
-    bias = column_sum(bias, shared);
-    if (at.lane == 0 && at.column < width) {
-        dgain[at.column] += gain;
-        dbias[at.column] += bias;
+    sum = column_sum(sum, shared);
+    if (at.lane == 0 && at.column < 2 * width) {
+        float* to = at.column < width ? dgain_acc + at.column : dbias_acc + at.column - width;
+        *to += sum;
     }
 }

@@ -133,6 +133,14 @@ fn span_tokens(p: &Problem) -> Geometry {
     geometry(p.rows, p.batch, 1, BLOCK)
 }
 
+/// Four warps that share the rows of a part; two rows of each warp are in shared memory, each with those of `x` and `dx`
+/// and that of `dy`.
+fn ring_of_rows(p: &Problem) -> Geometry {
+    let bytes = |bf16: bool| if bf16 { 2 } else { 4 };
+    let row = p.cols as u32 * (2 * bytes(p.types.a) + bytes(p.types.y));
+    Geometry { shared: 4 * 2 * row, ..geometry(p.rows.div_ceil(NORM_ROWS), 1, 1, 128) }
+}
+
 /// A kernel that begins while the one before ends.
 const fn overlapping(kernel: Kernel) -> Kernel {
     Kernel { overlaps: true, ..kernel }
@@ -160,6 +168,14 @@ const fn v01(
         tiles: None,
         overlaps: false,
         instructions: &[],
+    }
+}
+
+/// A layer norm's way back, which leaves the parameters' gradients in parts.
+const fn norm_parts(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
+    Kernel {
+        defines: &[("PART_ROWS", NORM_ROWS as u32)],
+        ..v01("norm", "layernorm_bwd", variant, Uses::Norm, geometry)
     }
 }
 
@@ -287,13 +303,9 @@ pub const REGISTRY: &[Kernel] = &[
     v01("embed", "scatter_rows_bwd", "v01_first", Uses::Scatter, rows),
     Kernel { fits: short_rows, overlaps: true, ..v01("norm", "layernorm_fwd", "v02_warp", Uses::Norm, warps) },
     v01("norm", "layernorm_fwd", "v01_row", Uses::Norm, rows),
-    Kernel { fits: short_rows, ..v01("norm", "layernorm_bwd", "v02_warp", Uses::Norm, warps) },
-    v01("norm", "layernorm_bwd", "v01_row", Uses::Norm, rows),
-    Kernel {
-        fits: |p| p.cols.is_multiple_of(8),
-        ..v01("norm", "layernorm_params_bwd", "v02_strips", Uses::Norm, |p| geometry(p.cols / 8, 1, 1, 512))
-    },
-    v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Norm, columns),
+    Kernel { fits: short_rows, ..norm_parts("v02_ring", ring_of_rows) },
+    norm_parts("v01_columns", |p| geometry(p.rows.div_ceil(NORM_ROWS), 1, 1, BLOCK)),
+    v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Real, columns),
     Kernel {
         prefer: |p| p.rows <= 8 || is_narrow(p),
         can: |types| types.layout != Layout::Tn && types.a == types.b,
@@ -448,6 +460,9 @@ pub const REGISTRY: &[Kernel] = &[
         geometry((p.rows * p.cols.div_ceil(4)).div_ceil(BLOCK as usize), 1, 1, BLOCK)
     }),
 ];
+
+/// Rows of a part of `layernorm_bwd`.
+pub const NORM_ROWS: usize = 32;
 
 /// Rows of a part of `column_parts`.
 pub const PART_ROWS: usize = 64;

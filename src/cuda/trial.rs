@@ -491,8 +491,8 @@ fn layer_norm(cuda: &Cuda, tokens: usize, width: usize) -> Result<Case> {
     Ok(Case {
         name: format!("layernorm fwd+bwd {tokens}x{width}"),
         flops: 27.0 * len as f64,
-        // forward x, y; by the input x, dy, dx twice; by the parameters x, dy
-        bytes: (5.0 * 4.0 + 3.0 * act_bytes(cuda)) * len as f64,
+        // forward x, y; backward x, dy, dx twice
+        bytes: (4.0 * 4.0 + 2.0 * act_bytes(cuda)) * len as f64,
         run: Box::new(move |cuda, results| {
             cuda.layernorm_fwd(&mut y, &mut mean, &mut rstd, &x, &gain, &bias, 1e-5, tokens, width);
             if results.is_some() {

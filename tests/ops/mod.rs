@@ -161,7 +161,7 @@ impl Gradient for LayerNormGradient {
 #[test]
 fn backward_layer_norm() {
     check_formula("layer norm", &LayerNormGradient { tokens: 3, width: 5 });
-    for (tokens, width) in [(0, 4), (1, 1), (3, 7), (2, 16), (5, 33), (70, 768), (300, 130)] {
+    for (tokens, width) in [(0, 4), (1, 1), (3, 7), (2, 16), (5, 33), (70, 768), (33, 1024), (300, 130)] {
         let op = LayerNormGradient { tokens, width };
         check_backward(&format!("layer norm {tokens}x{width}"), &op, Tolerance::sum(width.max(tokens)), &machines());
     }

@@ -3,7 +3,8 @@
 use super::first;
 use crate::backend::NormOps;
 use crate::cuda::driver::Arg;
-use crate::cuda::problem::Problem;
+use crate::cuda::problem::{Problem, Types};
+use crate::cuda::registry::NORM_ROWS;
 use crate::cuda::{Buffer, Cuda, int};
 
 impl NormOps for Cuda {
@@ -47,11 +48,23 @@ impl NormOps for Cuda {
         width: usize,
     ) {
         let problem = Problem::matrix(Cuda::types_from(x, dy), tokens, width);
-        let (dy, x) = (first(dy, tokens * width), first(x, tokens * width));
-        let (mean, rstd, sizes) = (first(mean, tokens), first(rstd, tokens), [int(tokens), int(width)]);
-        let dx = first(dx_acc, tokens * width);
-        self.launch("layernorm_bwd", problem, &[dx, dy, x, mean, rstd, first(gain, width), sizes[0], sizes[1]]);
-        let (dgain, dbias) = (first(dgain, width), first(dbias, width));
-        self.launch("layernorm_params_bwd", problem, &[dgain, dbias, dy, x, mean, rstd, sizes[0], sizes[1]]);
+        // sums for gain and bias of some rows each
+        let (count, columns) = (tokens.div_ceil(NORM_ROWS), 2 * width);
+        let Some(parts) = self.scratch(count * columns, 4) else { return };
+        let parts = first(&parts, count * columns);
+        let args = [
+            first(dx_acc, tokens * width),
+            parts,
+            first(dy, tokens * width),
+            first(x, tokens * width),
+            first(mean, tokens),
+            first(rstd, tokens),
+            first(gain, width),
+            int(tokens),
+            int(width),
+        ];
+        self.launch("layernorm_bwd", problem, &args);
+        let args = [first(dgain, width), first(dbias, width), parts, int(count), int(width)];
+        self.launch("layernorm_params_bwd", Problem::matrix(Types::F32, count, columns), &args);
     }
 }
