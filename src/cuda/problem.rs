@@ -138,7 +138,8 @@ pub struct Problem {
     pub rows: usize,
     /// Columns of the result; of attention, the width of a head.
     pub cols: usize,
-    /// The inner size of a product; of attention, heads; of a cast, columns of what is read.
+    /// The inner size of a product; of attention, heads; of a cast, columns of what is read; of rows that are added to
+    /// those of a table, its rows.
     pub depth: usize,
     /// Rows of the batch.
     pub batch: usize,

@@ -113,6 +113,11 @@ fn attention_tiles(p: &Problem) -> Geometry {
     geometry(p.rows.div_ceil(64), p.depth, p.batch, 128)
 }
 
+/// Residue classes of the indices by which rows are added to others; few rows have no use for many.
+fn index_classes(p: &Problem) -> usize {
+    (p.rows / 8).next_power_of_two().min(256)
+}
+
 /// A block of 512 threads for each row.
 fn wide_rows(p: &Problem) -> Geometry {
     geometry(p.rows, 1, 1, 512)
@@ -299,6 +304,12 @@ const fn flash(op: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
 pub const REGISTRY: &[Kernel] = &[
     overlapping(v01("embed", "embed_fwd", "v01_row", Uses::Embed, rows)),
     overlapping(v01("embed", "gather_rows_fwd", "v01_row", Uses::Act, rows)),
+    Kernel {
+        fits: |p| p.cols.is_multiple_of(4) && p.depth <= index_classes(p) << 19,
+        ..v01("embed", "scatter_rows_bwd", "v03_ranges", Uses::Scatter, |p| {
+            geometry(index_classes(p), p.cols.div_ceil(128), 1, BLOCK)
+        })
+    },
     Kernel { fits: |p| p.cols.is_multiple_of(4), ..v01("embed", "scatter_rows_bwd", "v02_lists", Uses::Scatter, rows) },
     v01("embed", "scatter_rows_bwd", "v01_first", Uses::Scatter, rows),
     Kernel { fits: short_rows, overlaps: true, ..v01("norm", "layernorm_fwd", "v02_warp", Uses::Norm, warps) },

@@ -89,6 +89,48 @@ fn dropout() {
     }
 }
 
+/// Rows added where they were picked, at indices that are all different, all the same, or something in between.
+struct Scatter(usize, usize, fn(usize) -> usize);
+
+impl Op for Scatter {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
+        let Scatter(rows, width, index) = *self;
+        let picked: Vec<u32> = (0..rows).map(|r| index(r) as u32).collect();
+        let len = (picked.iter().max().map_or(0, |most| *most as usize) + 1) * width;
+        let (x, picked) = (normal(9, rows * width), ids(b, &picked));
+        let mut sums = act(b, &normal(8, len));
+        b.gather_rows_bwd(&mut sums, &act(b, &x), &picked, rows, width);
+        // also where sums are f32 whatever the rows are
+        let (mut tokens, mut positions) = (real(b, &normal(7, len)), real(b, &normal(6, len)));
+        b.embed_bwd(&mut tokens, &mut positions, &act(b, &x), &picked, &picked, rows, width);
+        vec![("sums", read_act(b, &sums, len)), ("tokens", read(b, &tokens, len))]
+    }
+}
+
+#[test]
+fn rows_are_added_up() {
+    let some = |r: usize| if r.is_multiple_of(3) { 7 } else { r * r % 301 };
+    let cases = [
+        (Scatter(0, 4, |r| r), 1),
+        (Scatter(1, 132, |_| 3), 2),
+        (Scatter(7, 3, |_| 0), 8),
+        (Scatter(37, 132, |r| 36 - r), 2),
+        (Scatter(37, 260, |_| 0), 38),
+        (Scatter(16, 4, |_| 0), 17),
+        (Scatter(17, 4, |_| 0), 18),
+        (Scatter(401, 20, some), 200),
+        (Scatter(300, 8, |r| r * 64), 2),
+        (Scatter(90, 8, |r| r % 3 * 64), 31),
+        // more than are looked through at a time
+        (Scatter(8500, 4, |r| if r.is_multiple_of(40) { 9 } else { r % 4000 }), 250),
+    ];
+    for (op, terms) in cases {
+        let what = format!("{} rows of {} added up", op.0, op.1);
+        // a few sums are far from the rest, and rounded at their own size
+        check(&what, &op, Tolerance { factor: 16.0, terms }, &machines());
+    }
+}
+
 /// Masks of latents, rows added where they were picked, zeroes.
 struct Small(usize);
 

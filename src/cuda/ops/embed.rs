@@ -50,6 +50,7 @@ impl Cuda {
     /// `y_{index_r} += x_r`
     fn scatter(&self, y: &mut Buffer, x: &Buffer, index: Arg, rows: usize, width: usize) {
         let args = [whole(y), first(x, rows * width), index, int(rows), int(width)];
-        self.launch("scatter_rows_bwd", Problem::matrix(Cuda::types_from(x, y), rows, width), &args);
+        let problem = Problem::matrix(Cuda::types_from(x, y), rows, width);
+        self.launch("scatter_rows_bwd", Problem { depth: y.len() / width, ..problem }, &args);
     }
 }
