@@ -189,14 +189,11 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* y, const A* a, const B* b,
     cp_async_wait<0>();
 #pragma unroll 1
     for (int part = 0; part < PARTS_M; part++) {
-        float v[4 * PARTS_N];
+        finish_fragment<false>(sums[0], f, place(part));
 #pragma unroll
-        for (int i = 0; i < PARTS_M; i++) {
+        for (int i = 0; i + 1 < PARTS_M; i++) {
 #pragma unroll
-            for (int j = 0; j < 4 * PARTS_N; j++) {
-                if (i == part) v[j] = sums[i][j];
-            }
+            for (int j = 0; j < 4 * PARTS_N; j++) sums[i][j] = sums[i + 1][j];
         }
-        finish_fragment<false>(v, f, place(part));
     }
 }

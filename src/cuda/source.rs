@@ -31,6 +31,7 @@ pub const FILES: &[(&str, &str)] = files![
     "common/act.cuh",
     "common/adamw.cuh",
     "common/attention.cuh",
+    "common/chunks.cuh",
     "common/device.cuh",
     "common/flash.cuh",
     "common/gemv.cuh",
