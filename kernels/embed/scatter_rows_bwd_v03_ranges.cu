@@ -1,6 +1,6 @@
 // Idea: a block has 128 columns and the indices of a residue class: it sorts the class's rows by index, its warps add up
 // those of each, and those of an index that has many are shared by all its warps.
-// Against: v02_lists, where the block of each row reads all indices, and one block adds up all rows with an index.
+// Against: v01_first, where the block of each row reads all indices, and one block adds up all rows with an index.
 // Bound: memory; rows * width * sizeof(act) + distinct * width * 2 * sizeof(Y) bytes; the index again per block, cached.
 // Needs: any sm_80+; width a multiple of 4; indices below gridDim.x << 19; grid (classes, a power of two,
 // ceil(width / 128)), block 256; Y is bf16 if Y_BF16.

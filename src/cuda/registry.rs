@@ -310,7 +310,6 @@ pub const REGISTRY: &[Kernel] = &[
             geometry(index_classes(p), p.cols.div_ceil(128), 1, BLOCK)
         })
     },
-    Kernel { fits: |p| p.cols.is_multiple_of(4), ..v01("embed", "scatter_rows_bwd", "v02_lists", Uses::Scatter, rows) },
     v01("embed", "scatter_rows_bwd", "v01_first", Uses::Scatter, rows),
     Kernel { fits: short_rows, overlaps: true, ..v01("norm", "layernorm_fwd", "v02_warp", Uses::Norm, warps) },
     v01("norm", "layernorm_fwd", "v01_row", Uses::Norm, rows),
