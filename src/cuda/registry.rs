@@ -184,8 +184,8 @@ const fn norm_parts(variant: &'static str, geometry: fn(&Problem) -> Geometry) -
     }
 }
 
-/// Multiprocessors of an H100 or H200: a kernel whose blocks take one tile after the other has as many, and any number
-/// computes the same.
+/// Multiprocessors of an H100 or H200: a kernel whose blocks take one tile after the other has as many. Any number computes
+/// the same, but for the order of a [`Tail`]'s sums.
 const PERSISTENT: usize = 132;
 
 /// Blocks that take tiles of `tile_m` by 128 in turn, each in `splits` parts.
@@ -328,8 +328,7 @@ pub const REGISTRY: &[Kernel] = &[
         ..overlapping(v01("linear", "norm_gemm", "v01_gemv", Uses::ActProduct, gemv_blocks))
     },
     Kernel {
-        // slower than v03_wgmma_small at all sizes of a training step but one (a gradient of the last product of a block, 6 %),
-        // on an H100 and on an H200
+        // slower than v03_wgmma_small and v03_wgmma_tail at all sizes of a training step, on an H200
         prefer: |_| false,
         tiles: Some([256, 128]),
         ..wgmma("v03_wgmma", |p| persistent(p, 256, 1))
