@@ -1,6 +1,6 @@
 //! The optimiser, the norm, dropout, and weights that take over new values.
 
-use della::backend::{AdamW, Backend, Matrix, OptimOps, Role};
+use della::backend::{AdamW, Backend, Matrix, OptimOps, Parameter, Role};
 use della::cpu::Cpu;
 use della::dtype::Dtype;
 use della::rng::Mask;
@@ -35,6 +35,51 @@ impl Op for Steps {
 fn adamw() {
     for len in [0, 1, 15, 16, 17, 1000, 40_000] {
         check(&format!("adamw {len}"), &Steps(len), Tolerance { factor: 32.0, terms: 1 }, &machines());
+    }
+}
+
+/// Parameters of different lengths at once, each with its decay; of the second, a matrix of as many columns is made, and
+/// multiplied.
+struct StepOfAll(usize);
+
+impl Op for StepOfAll {
+    fn run<B: Backend>(&self, b: &B) -> Outputs {
+        let lens = [3, self.0, 1, 2 * self.0 + 5];
+        let of_each =
+            |seed: usize| -> Vec<_> { (0..4).map(|i| real(b, &normal((seed + i) as u64, lens[i]))).collect() };
+        let [mut values, mut means, mut squares, mut gradients] = [10, 20, 30, 40].map(of_each);
+        for (square, len) in squares.iter_mut().zip(lens) {
+            b.zero_real(square, len);
+        }
+        let stale = vec![9.0f32; self.0];
+        let mut matrix = b.weight(Matrix { data: &stale, rows: 1, cols: self.0 }, Role::Latent).unwrap();
+        let each = values.iter_mut().zip(&mut means).zip(&mut squares).zip(&mut gradients).zip(lens).enumerate();
+        let mut of_second = Some((&mut matrix, Role::Latent));
+        let mut parameters: Vec<_> = each
+            .map(|(i, ((((values, mean), square), gradient), len))| {
+                let (matrix, decay) = (if i == 1 { of_second.take() } else { None }, 0.1 * i as f64);
+                Parameter { values, matrix, mean, square, gradient, decay, len }
+            })
+            .collect();
+        let step = AdamW { lr: 0.02, betas: (0.9, 0.95), epsilon: 1e-8, decay: 0.0, factor: 0.7, step: 3 };
+        b.adamw_all(&mut parameters, &step);
+        let mut product = b.real(1).unwrap();
+        b.latent_linear_fwd(&mut product, &real(b, &normal(50, self.0)), &matrix, 1, false);
+        let mut outputs: Outputs = vec![("product", read(b, &product, 1))];
+        for i in 0..4 {
+            outputs.push(("p", read(b, &values[i], lens[i])));
+            outputs.push(("m", read(b, &means[i], lens[i])));
+            outputs.push(("v", read(b, &squares[i], lens[i])));
+            outputs.push(("gradient", read(b, &gradients[i], lens[i])));
+        }
+        outputs
+    }
+}
+
+#[test]
+fn adamw_of_all() {
+    for len in [1, 16, 1027, 20_000] {
+        check(&format!("adamw of all {len}"), &StepOfAll(len), Tolerance { factor: 32.0, terms: len }, &machines());
     }
 }
 
@@ -97,12 +142,13 @@ impl Op for Scatter {
         let Scatter(rows, width, index) = *self;
         let picked: Vec<u32> = (0..rows).map(|r| index(r) as u32).collect();
         let len = (picked.iter().max().map_or(0, |most| *most as usize) + 1) * width;
-        let (x, picked) = (normal(9, rows * width), ids(b, &picked));
+        let (x, twice) = (normal(9, rows * width), ids(b, &[&picked[..], &picked].concat()));
+        let picked = ids(b, &picked);
         let mut sums = act(b, &normal(8, len));
         b.gather_rows_bwd(&mut sums, &act(b, &x), &picked, rows, width);
         // also where sums are f32 whatever the rows are
         let (mut tokens, mut positions) = (real(b, &normal(7, len)), real(b, &normal(6, len)));
-        b.embed_bwd(&mut tokens, &mut positions, &act(b, &x), &picked, &picked, rows, width);
+        b.embed_bwd(&mut tokens, &mut positions, &act(b, &x), &twice, rows, width);
         vec![("sums", read_act(b, &sums, len)), ("tokens", read(b, &tokens, len))]
     }
 }
