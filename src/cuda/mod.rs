@@ -205,8 +205,8 @@ impl Cuda {
         (y, accumulate): (Address, bool),
         [m, n]: [usize; 2],
     ) -> Result<()> {
-        let parts = self.memory.buffer(tail.len(), 4)?;
-        let (parts_at, counts) = (Arg::Address(parts.first(tail.len())), [int(tail.tiles), int(tail.sharers)]);
+        let parts = self.memory.buffer(tail.parts_len(), 4)?;
+        let (parts_at, counts) = (Arg::Address(parts.first(tail.parts_len())), [int(tail.tiles), int(tail.sharers)]);
         args.push(parts_at);
         args.extend(counts);
         self.kernels.run(self.driver.as_ref(), choice, &args)?;

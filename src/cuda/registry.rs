@@ -207,12 +207,12 @@ impl Tail {
     /// Those that all multiprocessors together are too many for, where each has some steps along k to do; else none.
     pub fn of(p: &Problem) -> Self {
         let tiles = tiles_of(p) % PERSISTENT;
-        let sharers = if tiles == 0 { 0 } else { (PERSISTENT / tiles).min(p.depth / 512) };
+        let sharers = PERSISTENT.checked_div(tiles).unwrap_or(0).min(p.depth / 512);
         if sharers > 1 { Tail { tiles, sharers } } else { Tail { tiles: 0, sharers: 1 } }
     }
 
     /// Elements of their parts.
-    pub fn len(self) -> usize {
+    pub fn parts_len(self) -> usize {
         self.tiles * self.sharers * 128 * 128
     }
 }
