@@ -133,8 +133,8 @@ template <int N> DEVICE void finish_values(float (&v)[N], const Finish& f, size_
 
 // A fragment is what the tensor cores have in a warp's registers of 16 rows, by 8 columns for each four values of a lane:
 // v[4 j + 2 h + c] of lane l belongs to row l / 4 + 8 h and column 8 j + 2 (l % 4) + c. What is added to a product the sums
-// begin with, so that it is loaded while there is other work; the rest goes from registers to memory, for the copy engine
-// and the tensor cores keep shared memory busy. Rows are written by whole sectors of 32 bytes.
+// begin with, so that it is loaded while there is other work; the rest goes from registers to memory, by whole sectors of
+// 32 bytes.
 
 // Where a lane's first value is.
 struct FragmentPlace {

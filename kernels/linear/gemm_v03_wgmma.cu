@@ -1,10 +1,9 @@
 // Idea: a warp has the copy engine fill a ring of tiles, two warpgroups multiply it; a block does tile after tile.
 // Against: v02_mma: the multiplying warps neither load nor compute addresses, and read both operands from shared memory.
 // Bound: compute; 2 * m * n * k FLOPs in bf16; 2 * (m * k * ceil(n / TILE_N) + k * n * ceil(m / TILE_M)) bytes read.
-// Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, shared STAGES * (A_TILE + B_TILE) * 2 bytes and, where
-// Y is f32, 8 strips of 8 * TILE_N floats. If TAIL,
-// parts (sharers, tail, 128, 128) of the last `tail` tiles.
-// Source: own; roles as in CUTLASS's sm_90 kernels; TAIL as the hybrid of Osama, Merrill, Cecka, Garland and Owens 2023, Stream-K.
+// Needs: sm_90a, A_BF16, B_BF16, maps; any grid, block THREADS, shared STAGES * (A_TILE + B_TILE) * 2 bytes and, where Y
+// is f32, 8 strips of 8 * TILE_N floats; if TAIL, parts (sharers, tail, 128, 128) of the last `tail` tiles.
+// Source: own; roles as in CUTLASS's sm_90 kernels; TAIL as the hybrid in Osama et al. 2023, Stream-K.
 #include "product.cuh"
 
 // Whether the last tiles, too few for all blocks, are shared: gemm_tail adds up their parts.
@@ -74,9 +73,8 @@ DEVICE Segment segment_of(const Work& work, int turn) {
     return part_of(index - whole, whole, work.tail, work.steps, work.sharers);
 }
 
-// 8 rows of a warp's part of a tile, on their way to memory: of f32 a lane's pairs would be written in pieces of 32 bytes,
-// and the barriers of the other warpgroup's ring wait behind each. (row, column) is at `strip_place`: by the XOR the pairs of
-// 4 rows lie in different banks.
+// Where a strip, 8 rows of a warp's part of a tile on their way to memory, has (row, column): by the XOR the pairs of 4 rows
+// lie in different banks. (Written from registers, in pieces of 32 bytes, logits took half as long again.)
 DEVICE int strip_place(int row, int column) { return row * TILE_N + (column ^ row % 4 * 8); }
 
 // Writes the fragment of 16 rows and TILE_N columns that begins at `first_row` and `first_column`, row by row.
@@ -250,7 +248,7 @@ KERNEL BOUNDS(THREADS, 1)
             wgmma_wait<0>();
             if (lane == 0) mbarrier_arrive(&empty[before]);
 
-            // Each instruction takes its turn beside the other warpgroup's wgmma; twice the code would leave the cache.
+            // Each instruction takes its turn beside the other warpgroup's wgmma; two passes, for long code costs as well.
 #pragma unroll 1
             for (int j = 0; j < 2; j++, first_row += 64) {
                 finish(sums[0], strip, f, first_row, first_column);

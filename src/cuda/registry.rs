@@ -204,7 +204,8 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Those that all multiprocessors together are too many for, where each has some steps along k to do; else none.
+    /// Those of the last round, if there are multiprocessors enough for two blocks on each, or more, that have at least 512
+    /// of the product's inner size; else none.
     pub fn of(p: &Problem) -> Self {
         let tiles = tiles_of(p) % PERSISTENT;
         let sharers = PERSISTENT.checked_div(tiles).unwrap_or(0).min(p.depth / 512);
@@ -253,8 +254,8 @@ fn is_narrow(p: &Problem) -> bool {
     !p.types.b && p.rows <= 512 && p.rows.div_ceil(64) * p.cols.div_ceil(64) <= PERSISTENT / 2
 }
 
-/// Whether the tensor memory accelerator can read both operands, in rows of whole 16 bytes, and rows of the result are of
-/// whole 8.
+/// Whether the tensor memory accelerator can read both operands, in rows of whole 16 bytes, and rows of the result are
+/// whole 8 bytes.
 fn is_tiled(p: &Problem) -> bool {
     let of_b = if p.types.layout == Layout::Nt { p.depth } else { p.cols };
     p.depth > 0
@@ -306,7 +307,7 @@ pub const REGISTRY: &[Kernel] = &[
     overlapping(v01("embed", "gather_rows_fwd", "v01_row", Uses::Act, rows)),
     Kernel {
         fits: |p| p.cols.is_multiple_of(4) && p.depth <= index_classes(p) << 19,
-        ..v01("embed", "scatter_rows_bwd", "v03_ranges", Uses::Scatter, |p| {
+        ..v01("embed", "scatter_rows_bwd", "v03_classes", Uses::Scatter, |p| {
             geometry(index_classes(p), p.cols.div_ceil(128), 1, BLOCK)
         })
     },

@@ -53,7 +53,7 @@ pub const FILES: &[(&str, &str)] = files![
     "embed/embed_fwd_v01_row.cu",
     "embed/gather_rows_fwd_v01_row.cu",
     "embed/scatter_rows_bwd_v01_first.cu",
-    "embed/scatter_rows_bwd_v03_ranges.cu",
+    "embed/scatter_rows_bwd_v03_classes.cu",
     "norm/layernorm_bwd_v01_columns.cu",
     "norm/layernorm_bwd_v02_ring.cu",
     "norm/layernorm_fwd_v01_row.cu",

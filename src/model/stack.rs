@@ -54,7 +54,7 @@ impl<'a, B: Backend> Context<'a, B> {
     }
 }
 
-/// RowLatents projected to the decoder's width, added before each block.
+/// Latents projected to the decoder's width, added before each block.
 pub struct Fusion<B: Backend> {
     /// `L` of `(R, C)`: `z_l W_embᵀ`.
     pub layers: Vec<B::Real>,

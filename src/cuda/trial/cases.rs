@@ -3,7 +3,7 @@
 use super::{Difference, Scale};
 use crate::backend::{
     AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Draw, Drive, EmbedOps, LatentOps,
-    LinearOps, LossOps, Matrix, Norm, NormOps, NormScratch, OptimOps, Role, Rules, Spans, Storage,
+    LinearOps, LossOps, Matrix, Norm, NormOps, NormScratch, OptimOps, Parameter, Role, Rules, Spans, Storage,
 };
 use crate::cuda::{Buffer, Cuda};
 use crate::dims::Dims;
@@ -129,6 +129,8 @@ pub fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
         cases.push((&["scatter_rows_bwd"], Box::new(move || scatter(cuda, tokens, width, distinct))));
     }
     cases.push((&["adamw"], Box::new(move || adamw(cuda, if full { 1 << 26 } else { 1000 }))));
+    let lens = if full { [3072 * 768, 768] } else { [1030, 7] };
+    cases.push((&["adamw_all"], Box::new(move || adamw_all(cuda, if full { 24 } else { 2 }, lens))));
     cases
 }
 
@@ -504,6 +506,42 @@ fn adamw(cuda: &Cuda, len: usize) -> Result<Case> {
             }
             cuda.adamw(&mut p, &mut m, &mut v, &mut gradient, &step, len);
             read(cuda, results, &[(&p, values.len()), (&v, values.len())]);
+        }),
+    })
+}
+
+/// Of `count` matrices and as many vectors.
+fn adamw_all(cuda: &Cuda, count: usize, lens: [usize; 2]) -> Result<Case> {
+    let lens = lens.repeat(count);
+    let of_each = || lens.iter().map(|&len| cuda.real(len)).collect::<Result<Vec<_>>>();
+    let (mut values, mut means, mut squares, mut gradients) = (of_each()?, of_each()?, of_each()?, of_each()?);
+    let data = vec![0.0; lens[0]];
+    let matrix = || cuda.weight(Matrix { data: &data, rows: 1, cols: lens[0] }, Role::Linear);
+    let mut matrices = (0..count).map(|_| matrix()).collect::<Result<Vec<_>>>()?;
+    let given = normal(1, lens[0], 1.0);
+    let step = AdamW { lr: 1e-3, betas: (0.9, 0.95), epsilon: 1e-8, decay: 0.0, factor: 1.0, step: 1 };
+    let len = lens.iter().sum::<usize>() as f64;
+    Ok(Case {
+        name: format!("adamw_all {count}x{}", lens[0]),
+        flops: 15.0 * len,
+        bytes: (32.0 + act_bytes(cuda)) * len,
+        run: Box::new(move |cuda, results| {
+            if results.is_some() {
+                for all in [&mut values, &mut means, &mut squares] {
+                    all.iter_mut().zip(&lens).for_each(|(x, &len)| cuda.zero_real(x, len));
+                }
+                gradients.iter().zip(&lens).for_each(|(gradient, &len)| cuda.write_floats(gradient, &given[..len]));
+            }
+            let each = values.iter_mut().zip(&mut means).zip(&mut squares).zip(&mut gradients).zip(&lens).enumerate();
+            let mut matrices = matrices.iter_mut();
+            let mut parameters: Vec<_> = each
+                .map(|(i, ((((values, mean), square), gradient), &len))| {
+                    let matrix = if i % 2 == 0 { matrices.next().map(|matrix| (matrix, Role::Linear)) } else { None };
+                    Parameter { values, matrix, mean, square, gradient, decay: 0.1, len }
+                })
+                .collect();
+            cuda.adamw_all(&mut parameters, &step);
+            read(cuda, results, &[(&values[0], lens[0])]);
         }),
     })
 }
