@@ -10,6 +10,6 @@ KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
          const act* residual, act* __restrict__ u, int gelu, int accumulate, int m, int n, int k,
          int a_stride) {
     let_next_begin();
-    const Finish f = {y, bias, residual, u, gelu, accumulate, m, n, false};
+    const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
     multiply_few(f, a, b, blockIdx.x * MOST_ROWS, k, a_stride, [] { wait_for_previous(); });
 }

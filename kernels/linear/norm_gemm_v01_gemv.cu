@@ -97,6 +97,6 @@ KERNEL BOUNDS(THREADS, RESIDENT / THREADS)
         __syncthreads();
     };
     let_next_begin();
-    const Finish f = {y + (size_t)first_row * n, bias, nullptr, nullptr, gelu, 0, rows, n, false};
+    const Finish f = make_finish(y + (size_t)first_row * n, bias, nullptr, nullptr, gelu, 0, rows, n);
     multiply_few(f, normed, b, 0, k, k, normalise_rows);
 }

@@ -119,7 +119,7 @@ fn concatenation_and_fusion() {
     check("parts", &ConcatFuse, Tolerance::sum(1), &machines());
 }
 
-/// RowLatents added to the tokens of rows, and a product behind a norm of that: a device may take one token of each at once.
+/// Latents added to the tokens of rows, and a product behind a norm of that: a device may take one token of each at once.
 struct FusedProduct<'a> {
     bounds: &'a [(usize, usize)],
     width: usize,
