@@ -12,9 +12,11 @@
 #define THREADS 256
 #define COLUMNS (2 * CHUNK)  // two threads side by side: a sector of 32 bytes
 #endif
-// Chunks of a thread under way together.
+// Chunks of a thread under way together; of a single row all, where there is a MOST_DEPTH.
 #if LAYOUT == 1
 #define AHEAD (!ALIGNED ? 1 : ROWS < MOST_ROWS ? 3 : 2)
+#elif defined(MOST_DEPTH)
+#define AHEAD (!ALIGNED ? 1 : ROWS == 1 ? MOST_DEPTH / (THREADS / 2) : 4)
 #else
 #define AHEAD (!ALIGNED ? 1 : ROWS == 1 ? 12 : 4)
 #endif

@@ -231,9 +231,9 @@ template <bool WHOLE, int N> DEVICE void store_fragment(bf16* y, const float (&v
 }
 
 // Finishes a fragment of sums that began by `begin_fragment`; if it is WHOLE, all of it is inside of the matrix. PART values
-// at a time have what goes on in registers.
+// at a time have what goes on in registers: fewer of small fragments, which leave more of their tile's code beside them.
 template <bool WHOLE, int N> DEVICE void finish_fragment(const float (&v)[N], const Finish& f, FragmentPlace at) {
-    constexpr int PART = N < 16 ? N : 16;
+    constexpr int PART = N < 64 ? 8 : 16;
 #pragma unroll
     for (int first = 0; first < N; first += PART) {
         const FragmentPlace part_at = {at.row, at.column + first / 4 * 8};

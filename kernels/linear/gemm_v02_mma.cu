@@ -132,7 +132,7 @@ template <bool A_ALIGNED, bool B_ALIGNED>
 DEVICE void product(Sums& sums, bf16* tiles, const bf16* a, const bf16* b, int m, int n, int k, int a_stride,
                     int tile_row, int tile_column, int first_row, int first_column) {
     bf16 *a_tiles = tiles, *b_tiles = tiles + STAGES * A_TILE;
-    const int steps = steps_of_part(k, TILE_K), first_depth = (int)blockIdx.z * steps * TILE_K;
+    const int steps = steps_of_part(k, TILE_K), first_depth = SPLITS > 1 ? (int)blockIdx.z * steps * TILE_K : 0;
     auto load = [&](int stage, int step) {
         const int depth = first_depth + step * TILE_K;
         fetch<LAYOUT != 2, TILE_M, A_ALIGNED>(a_tiles + stage * A_TILE, a, tile_row, m, depth, k, a_stride);
@@ -167,7 +167,7 @@ KERNEL BOUNDS(THREADS, BLOCKS) gemm(Out* y, const A* a, const B* b,
     const int tile_row = tile.row * TILE_M, tile_column = tile.column * TILE_N;
     const int first_row = warp / WARPS_N * WARP_M, first_column = warp % WARPS_N * WARP_N;
 
-    y += (size_t)blockIdx.z * m * n;
+    if (SPLITS > 1) y += (size_t)blockIdx.z * m * n;
     const Finish f = make_finish(y, bias, residual, u, gelu, accumulate, m, n);
     auto place = [&](int part) {
         return fragment_place(tile_row + first_row + 16 * part, tile_column + first_column);

@@ -6,9 +6,9 @@
 //        for each row, and `fused`, which is not x: other blocks still read that; grid (ceil(m / MOST_ROWS),
 //        ceil(n / COLUMNS)), block THREADS.
 // Source: own. The norm has the bits of layernorm_fwd_v02_warp.
+#define MOST_DEPTH 1024
 #include "gemv.cuh"
 
-#define MOST_DEPTH 1024
 #define FOURS (MOST_DEPTH / 128)
 
 // Gain and bias of the norm, in shared memory.
