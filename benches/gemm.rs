@@ -26,11 +26,12 @@ fn normal(seed: u64, len: usize) -> Vec<f32> {
     x
 }
 
-/// Half of the distance between neighbouring numbers, relative to the greatest of its row for int8.
+/// Half of the distance between neighbouring numbers, relative to the greatest of its row for integers.
 fn epsilon(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::Bf16 => 2f64.powi(-8),
         Dtype::Int8 => 4.0 / 127.0,
+        Dtype::Int4 => 4.0 * 13.5 / 127.0,
         _ => f64::from(f32::EPSILON),
     }
 }
@@ -97,7 +98,8 @@ fn products(c: &mut Criterion) {
                 1 => Throughput::Bytes(4 * (inputs * outputs) as u64),
                 _ => Throughput::Elements(2 * (rows * inputs * outputs) as u64),
             });
-            let entries = [Dtype::F32, Dtype::Bf16, Dtype::Int8].map(|dtype| gemm::allowed(Isa::best(), dtype));
+            let entries =
+                [Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Int4].map(|dtype| gemm::allowed(Isa::best(), dtype));
             for entry in entries.into_iter().flatten() {
                 let dtype = Some(entry.dtype);
                 let options = Options { dtype, gemm: Some(entry.name.into()), ..Options::default() };

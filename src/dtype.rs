@@ -16,6 +16,16 @@ pub enum Dtype {
     /// Weights of 8 bits with a scale for each output, activations of a matrix product with a scale for each row. All else
     /// is f32.
     Int8,
+    /// Weights of 4 bits with a scale for each output and a factor for each 32 of its inputs, but for the table of tokens,
+    /// which is [`Int8`](Dtype::Int8), like all else.
+    Int4,
+}
+
+impl Dtype {
+    /// Whether weights of this type can be trained.
+    pub fn trains(self) -> bool {
+        !matches!(self, Dtype::Int8 | Dtype::Int4)
+    }
 }
 
 impl fmt::Display for Dtype {
@@ -25,6 +35,7 @@ impl fmt::Display for Dtype {
             Dtype::F32 => "f32",
             Dtype::Bf16 => "bf16",
             Dtype::Int8 => "int8",
+            Dtype::Int4 => "int4",
         })
     }
 }

@@ -15,7 +15,7 @@ FULL = {"vocab": 21130, "width": 768, "layers": 12, "heads": 12, "positions": 10
 QUICK = {"vocab": 1000, "width": 64, "layers": 2, "heads": 2, "positions": 128, "latent": 16}
 
 # How far a peer's logits may be from the reference, in units of its rms. Another model differs by more than 1.
-TOLERANCE = {"f32": 0.01, "bf16": 0.1, "int8": 0.2}
+TOLERANCE = {"f32": 0.01, "bf16": 0.1, "int8": 0.2, "int4": 0.7}
 CHECKED_TOKENS = 8
 
 
@@ -92,7 +92,7 @@ def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--kind", choices=["prepare", "decode", "prefill", "encode", "train"], required=True)
-    parser.add_argument("--dtype", choices=["f32", "bf16", "int8"], default="f32")
+    parser.add_argument("--dtype", choices=["f32", "bf16", "int8", "int4"], default="f32")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)

@@ -47,6 +47,8 @@ class Peer:
     version = f"ctranslate2 {ctranslate2.__version__}"
 
     def __init__(self, args):
+        if args.dtype == "int4":
+            common.skip("CTranslate2 has no int4 on CPUs")
         kind = {"f32": "float32", "bf16": "bfloat16", "int8": "int8_float32"}[args.dtype]
         supported = ctranslate2.get_supported_compute_types("cpu")
         if args.dtype == "int8" and "int8_bfloat16" in supported:

@@ -6,8 +6,9 @@ import time
 import common
 import numpy as np
 
-FILE_TYPES = {"f32": "ALL_F32", "bf16": "MOSTLY_BF16", "int8": "MOSTLY_Q8_0"}
-TENSOR_TYPES = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0"}
+FILE_TYPES = {"f32": "ALL_F32", "bf16": "MOSTLY_BF16", "int8": "MOSTLY_Q8_0", "int4": "MOSTLY_Q4_0"}
+TENSOR_TYPES = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
+TABLE_TYPES = TENSOR_TYPES | {"int4": "Q8_0"}
 BLOCK_NAMES = {
     "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output",
     "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
@@ -18,7 +19,7 @@ def write(args, dtype):
     import gguf
 
     shape, weights = args.shape, common.weights(args)
-    kind = getattr(gguf.GGMLQuantizationType, TENSOR_TYPES[dtype])
+    tensors, tables = (gguf.GGMLQuantizationType[types[dtype]] for types in (TENSOR_TYPES, TABLE_TYPES))
     out = gguf.GGUFWriter(args.data / f"gpt2-{dtype}.gguf", "gpt2")
     out.add_context_length(shape["positions"])
     out.add_embedding_length(shape["width"])
@@ -30,11 +31,11 @@ def write(args, dtype):
     out.add_file_type(getattr(gguf.LlamaFileType, FILE_TYPES[dtype]))
     out.add_tokenizer_model("no_vocab")
 
-    def matrix(name, value):
+    def matrix(name, value, kind=tensors):
         out.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
 
-    matrix("token_embd.weight", weights["wte.weight"])
-    matrix("output.weight", weights["wte.weight"])
+    matrix("token_embd.weight", weights["wte.weight"], tables)
+    matrix("output.weight", weights["wte.weight"], tables)
     out.add_tensor("position_embd.weight", weights["wpe.weight"])
     out.add_tensor("output_norm.weight", weights["ln_f.weight"])
     out.add_tensor("output_norm.bias", weights["ln_f.bias"])

@@ -48,24 +48,29 @@ def convert(args):
         shapes[model.inputs[2 + i]] = [-1, heads, -1, width // heads]
     model.reshape(shapes)
     apply_make_stateful_transformation(model, names)
-    ov.save_model(model, args.data / "openvino.xml", compress_to_fp16=False)
+    path = args.data / "openvino.xml"
+    ov.save_model(model, path, compress_to_fp16=False)
     try:
         import nncf
     except ImportError:
         return
-    model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-    ov.save_model(model, args.data / "openvino-int8.xml", compress_to_fp16=False)
+    mode = nncf.CompressWeightsMode
+    # Of four bits are the layers; the table of tokens has eight.
+    for dtype, settings in ("int8", {"mode": mode.INT8_SYM}), ("int4", {"mode": mode.INT4_SYM, "group_size": 32}):
+        model = nncf.compress_weights(ov.Core().read_model(path), **settings)
+        ov.save_model(model, args.data / f"openvino-{dtype}.xml", compress_to_fp16=False)
 
 
 class Peer:
     version = f"openvino {ov.__version__.split('-')[0]}"
 
     def __init__(self, args):
-        path = args.data / ("openvino-int8.xml" if args.dtype == "int8" else "openvino.xml")
+        integers = args.dtype in ("int8", "int4")
+        path = args.data / (f"openvino-{args.dtype}.xml" if integers else "openvino.xml")
         if not path.exists():
-            common.skip("no int8 model: nncf did not work")
-        # Beside int8 weights, the precision is OpenVINO's own choice for this machine.
-        hint = {} if args.dtype == "int8" else {"INFERENCE_PRECISION_HINT": args.dtype}
+            common.skip(f"no {args.dtype} model: nncf did not work")
+        # Beside integer weights, the precision is OpenVINO's own choice for this machine.
+        hint = {} if integers else {"INFERENCE_PRECISION_HINT": args.dtype}
         if args.dtype == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             common.skip("OpenVINO has no bf16 on this machine")
         config = hint | {"INFERENCE_NUM_THREADS": args.threads, "PERFORMANCE_HINT": "LATENCY"}

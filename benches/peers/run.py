@@ -33,9 +33,9 @@ PEERS = {
 
 # title, unit, kind, batch, length, dtypes
 WORKS = [
-    ("decode, 1 sequence", "tok/s", "decode", 1, 64, ["f32", "bf16", "int8"]),
-    ("decode, 16 sequences", "tok/s", "decode", 16, 64, ["f32", "bf16", "int8"]),
-    ("prefill, 16 × 64 tokens", "tok/s", "prefill", 16, 64, ["f32", "bf16", "int8"]),
+    ("decode, 1 sequence", "tok/s", "decode", 1, 64, ["f32", "bf16", "int8", "int4"]),
+    ("decode, 16 sequences", "tok/s", "decode", 16, 64, ["f32", "bf16", "int8", "int4"]),
+    ("prefill, 16 × 64 tokens", "tok/s", "prefill", 16, 64, ["f32", "bf16", "int8", "int4"]),
     ("encode to latents, 32 × 64 tokens", "sentences/s", "encode", 32, 64, ["f32", "bf16"]),
     ("training step, 8 × 64 tokens", "tok/s", "train", 8, 64, ["f32", "bf16"]),
     ("training step, 64 × 64 tokens", "tok/s", "train", 64, 64, ["f32", "bf16"]),

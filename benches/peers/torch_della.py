@@ -17,7 +17,7 @@ from torch_model import Della
 
 def main():
     args = common.arguments()
-    if args.kind not in ("encode", "train") or args.dtype == "int8":
+    if args.kind not in ("encode", "train") or args.dtype in ("int8", "int4"):
         common.skip("encodes and trains in f32 and bf16 only")
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

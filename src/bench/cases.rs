@@ -21,7 +21,14 @@ pub fn size(dtype: Dtype) -> f64 {
         Dtype::F32 => 4.0,
         Dtype::Bf16 => 2.0,
         Dtype::Int8 => 1.0,
+        // and a byte for the factor of 32
+        Dtype::Int4 => 0.5 + 1.0 / 32.0,
     }
+}
+
+/// Bytes of a weight of the tied table.
+fn table_size(dtype: Dtype) -> f64 {
+    if dtype == Dtype::Int4 { size(Dtype::Int8) } else { size(dtype) }
 }
 
 /// Relative spacing of numbers of this type: what rounding a factor costs.
@@ -32,6 +39,8 @@ pub fn epsilon(dtype: Dtype) -> f64 {
         Dtype::Bf16 => 2f64.powi(-7),
         // of 127 steps, to a normal number the greatest of a row
         Dtype::Int8 => 4.0 / 127.0,
+        // of steps that are up to 27 of 127 wide
+        Dtype::Int4 => 4.0 * 27.0 / 127.0,
     }
 }
 
@@ -230,7 +239,7 @@ impl Case {
                 let (rows, tokens) = (batch as f64, len as f64);
                 Work {
                     flops: rows * (2.0 * (blocks + head) * tokens + attention(len)),
-                    read: size(dtype) * (blocks + head),
+                    read: size(dtype) * blocks + table_size(dtype) * head,
                     written: 4.0 * rows * tokens * dims.vocab as f64,
                 }
             }
@@ -241,7 +250,7 @@ impl Case {
                 let cache = number * (dims.layers * dims.hidden) as f64 * tokens * (tokens + 1.0);
                 Work {
                     flops: rows * (2.0 * (blocks + head) * tokens + attention(new)),
-                    read: size(dtype) * (blocks + head) * tokens + rows * cache,
+                    read: (size(dtype) * blocks + table_size(dtype) * head) * tokens + rows * cache,
                     written: 0.0,
                 }
             }

@@ -79,11 +79,12 @@ impl Limits {
         }
     }
 
-    /// The greatest peak for factors of this type; that of f32 where no unit takes them as they are.
+    /// The greatest peak for factors of this type, bytes for weights of four bits; that of f32 where no unit takes them as
+    /// they are.
     pub fn peak(&self, dtype: Dtype) -> Option<&Peak> {
         let of =
             |dtype| self.peaks.iter().filter(move |peak| peak.dtype == dtype).max_by(|a, b| a.rate.total_cmp(&b.rate));
-        of(dtype).or_else(|| of(Dtype::F32))
+        of(if dtype == Dtype::Int4 { Dtype::Int8 } else { dtype }).or_else(|| of(Dtype::F32))
     }
 }
 

@@ -41,7 +41,7 @@ impl Plan {
             if variants.is_empty() {
                 return Err(Error::input("kernel", format!("{case}: this machine has none of this type of weights")));
             }
-            if let Some(variant) = variants.iter().find(|variant| !trains(variant))
+            if let Some(variant) = variants.iter().find(|variant| !variant.dtype.trains())
                 && matches!(case, Case::Train { .. })
             {
                 return Err(Error::input("train", format!("weights in {} cannot be trained", variant.dtype)));
@@ -59,18 +59,13 @@ impl Plan {
                 let mut variants = variant::products(&self.select, &self.dtypes)?;
                 // all kernels that train
                 if self.select == Select::All && self.dtypes.is_empty() {
-                    variants.retain(trains);
+                    variants.retain(|variant| variant.dtype.trains());
                 }
                 Ok(variants)
             }
             _ => variant::products(&self.select, &self.dtypes),
         }
     }
-}
-
-/// Whether weights of this type can be trained.
-fn trains(variant: &Variant) -> bool {
-    variant.dtype != Dtype::Int8
 }
 
 /// Runs a plan; `limits` has one for each number of threads. Kernels take turns on each case; a training step's, which need

@@ -137,6 +137,6 @@ mod tests {
         assert!(products(&named("matrixmultiply-f32"), &[Dtype::F64]).is_err());
         assert!(instructions(&named("sse9")).unwrap_err().to_string().contains("portable"));
         assert_eq!(instructions(&named("portable")).unwrap()[0].cpu(1).unwrap().isa(), Isa::Portable);
-        assert_eq!(dtypes(), [Dtype::F32, Dtype::Bf16, Dtype::Int8]);
+        assert_eq!(dtypes(), [Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Int4]);
     }
 }

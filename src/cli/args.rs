@@ -48,6 +48,8 @@ pub enum DtypeArg {
     Bf16,
     /// Weights and products of 8 bits; cannot be trained
     Int8,
+    /// Weights of 4 bits, products of 8; cannot be trained
+    Int4,
     F64,
 }
 
@@ -86,6 +88,7 @@ pub fn device_options(device: Device, dtype: DtypeArg, threads: Option<usize>) -
         DtypeArg::F32 => Some(Dtype::F32),
         DtypeArg::Bf16 => Some(Dtype::Bf16),
         DtypeArg::Int8 => Some(Dtype::Int8),
+        DtypeArg::Int4 => Some(Dtype::Int4),
         DtypeArg::F64 => Some(Dtype::F64),
     };
     DeviceOptions { device, dtype, threads }

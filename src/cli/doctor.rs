@@ -124,10 +124,9 @@ fn examine() -> Report {
             Device {
                 name: "cpu",
                 available: cpu.threads.is_ok(),
-                what: cpu
-                    .threads
-                    .as_ref()
-                    .map_or_else(String::clone, |_| "f32, bf16 or int8 weights; what `auto` takes, in f32".into()),
+                what: cpu.threads.as_ref().map_or_else(String::clone, |_| {
+                    "f32, bf16, int8 or int4 weights; what `auto` takes, in f32".into()
+                }),
             },
         ],
     );

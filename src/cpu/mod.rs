@@ -1,4 +1,4 @@
-//! The CPU backend: f32 activations, weights of f32, bf16 or int8 packed for the matrix product, kernels chosen at run time.
+//! The CPU backend: f32 activations, weights of f32, bf16, int8 or int4 packed for the matrix product, kernels chosen at run time.
 //!
 //! Layers, each using those before it: `arch` (intrinsics), `simd` (kernels written once), [`gemm`] (matrix products), `ops` (the
 //! groups of operations of [`backend`](crate::backend)). A result depends neither on the number of threads nor on the
@@ -34,7 +34,7 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Use no instruction set beyond this one.
     pub isa_cap: Option<Isa>,
-    /// What the weights of the two stacks are: f32, bf16 or int8. Latents are computed in f32.
+    /// What the weights of the two stacks are: f32, bf16, int8 or int4. Latents are computed in f32.
     pub dtype: Option<Dtype>,
     /// The matrix product of this name in [`gemm::REGISTRY`], instead of the first that the instruction set allows.
     pub gemm: Option<String>,
@@ -79,6 +79,8 @@ pub struct Cpu {
     gemm: Box<dyn Gemm>,
     /// For latents, if not the same.
     exact: Option<Box<dyn Gemm>>,
+    /// For the tied table, if not the same: with 4 bits tokens could not be told apart well enough.
+    tied: Option<Box<dyn Gemm>>,
     pool: Pool,
 }
 
@@ -101,6 +103,7 @@ impl Cpu {
             dtype,
             gemm: gemm::select(options.gemm.as_deref(), isa, dtype)?,
             exact: (dtype != Dtype::F32).then(|| gemm::select(None, isa, Dtype::F32)).transpose()?,
+            tied: (dtype == Dtype::Int4).then(|| gemm::select(None, isa, Dtype::Int8)).transpose()?,
             pool: Pool::new(options.threads.unwrap_or_else(available))?,
         })
     }
@@ -118,6 +121,11 @@ impl Cpu {
     /// The matrix product for latents.
     fn exact(&self) -> &dyn Gemm {
         self.exact.as_ref().unwrap_or(&self.gemm).as_ref()
+    }
+
+    /// The matrix product for the tied table.
+    fn tied(&self) -> &dyn Gemm {
+        self.tied.as_ref().unwrap_or(&self.gemm).as_ref()
     }
 
     /// The name of the matrix product in use.
@@ -162,7 +170,7 @@ impl Storage for Cpu {
         match role {
             Role::Table => Weight::table(matrix),
             Role::Linear => self.gemm.prepare(&self.pool, matrix, false),
-            Role::TiedTable => self.gemm.prepare(&self.pool, matrix, true),
+            Role::TiedTable => self.tied().prepare(&self.pool, matrix, true),
             Role::Latent => self.exact().prepare(&self.pool, matrix, true),
         }
     }

@@ -112,7 +112,7 @@ pub fn open(path: &Path, device: &DeviceOptions) -> Result<Box<dyn Engine>> {
 pub fn prepare(config: Config, checkpoint: &Checkpoint, options: &DeviceOptions) -> Result<Box<dyn Engine>> {
     match (options.device, options.dtype()) {
         (Device::Reference, Dtype::F64) => load(Reference, config, checkpoint),
-        (Device::Auto | Device::Cpu, Dtype::F32 | Dtype::Bf16 | Dtype::Int8) => {
+        (Device::Auto | Device::Cpu, Dtype::F32 | Dtype::Bf16 | Dtype::Int8 | Dtype::Int4) => {
             load(cpu_of(options)?, config, checkpoint)
         }
         #[cfg(feature = "cuda")]

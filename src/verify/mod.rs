@@ -34,17 +34,12 @@ pub fn verify(engine: &dyn Engine, path: &Path, dtype: Dtype) -> Result<Report> 
     let file = Checkpoint::open_as_is(path)?;
     match Case::read(&file)? {
         Case::Tensors(mut inputs) => {
-            inputs.gradients &= has_gradients(dtype);
+            inputs.gradients &= dtype.trains();
             let tensors = engine.trace(&inputs)?;
             report::tensors(&file, &tensors, dtype)
         }
         Case::Greedy(case) => greedy(engine, &case),
     }
-}
-
-/// Whether weights of this precision can be trained.
-fn has_gradients(dtype: Dtype) -> bool {
-    dtype != Dtype::Int8
 }
 
 /// Greedy continuations with the latents at their means, token for token.

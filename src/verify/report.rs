@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::has_gradients;
 use super::tolerance::{gradient_tolerance, tolerance};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -124,7 +123,7 @@ pub(super) fn tensors(file: &Checkpoint, computed: &Tensors, dtype: Dtype) -> Re
         let tolerance = if gradient { gradient_tolerance(dtype) } else { tolerance(dtype) };
         report.push_recorded(file, name, shape, found, tolerance)?;
     }
-    let expected = |name: &str| !INPUTS.contains(&name) && (has_gradients(dtype) || !name.starts_with("grad."));
+    let expected = |name: &str| !INPUTS.contains(&name) && (dtype.trains() || !name.starts_with("grad."));
     for name in file.names().filter(|name| computed.get(name).is_none() && expected(name)) {
         let shape = file.get(name).map(|info| info.shape.clone()).unwrap_or_default();
         report.push(name, &shape, Status::Unknown);

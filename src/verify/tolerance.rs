@@ -12,7 +12,7 @@ pub(super) fn gradient_tolerance(dtype: Dtype) -> f64 {
         Dtype::F64 => 3e-6,
         Dtype::F32 => 3e-5,
         // the worst of many thousand elements, in a model whose sums are short
-        Dtype::Bf16 | Dtype::Int8 => 3e-1,
+        Dtype::Bf16 | Dtype::Int8 | Dtype::Int4 => 3e-1,
     }
 }
 
@@ -26,5 +26,6 @@ pub fn tolerance(dtype: Dtype) -> f64 {
         Dtype::F32 => 3e-5,
         Dtype::Bf16 => 3e-2,
         Dtype::Int8 => 2e-1,
+        Dtype::Int4 => 2.0,
     }
 }

@@ -21,7 +21,7 @@ fn tolerances(dtype: Dtype) -> (f64, f64) {
     match dtype {
         Dtype::F64 => (1e-9, 1e-6),
         Dtype::F32 => (1e-5, 1e-4),
-        Dtype::Bf16 | Dtype::Int8 => (1e-2, 1e-1),
+        Dtype::Bf16 | Dtype::Int8 | Dtype::Int4 => (1e-2, 1e-1),
     }
 }
 

@@ -324,7 +324,7 @@ fn the_doctor_sees_the_machine() {
     };
     let limited = report(&[("DELLA_ISA", "portable"), ("DELLA_GEMM", "matrixmultiply-f32"), ("DELLA_THREADS", "3")]);
     assert_eq!(chosen(&limited, "instruction_sets"), [json!("portable")]);
-    let products = ["matrixmultiply-f32", "portable-bf16-widen", "portable-int8-widen"];
+    let products = ["matrixmultiply-f32", "portable-bf16-widen", "portable-int8-widen", "portable-int4-widen"];
     assert_eq!(chosen(&limited, "matrix_products"), products.map(|name| json!(name)));
     assert_eq!((&limited["threads"], limited["variables"].as_array().unwrap().len()), (&json!(3), 3));
     let misspelt = report(&[("DELLA_MODLE", "x")]);

@@ -107,7 +107,7 @@ fn cached_attention_is_attention() {
 /// With narrow weights the cache is narrow: what fits into it comes out as it was, and other numbers are rounded.
 #[test]
 fn narrow_caches_hold_bf16() {
-    let dtypes = [Dtype::Bf16, Dtype::Int8];
+    let dtypes = [Dtype::Bf16, Dtype::Int8, Dtype::Int4];
     for (dtype, heads, head_dim) in dtypes.into_iter().flat_map(|dtype| [(dtype, 2, 16), (dtype, 3, 7), (dtype, 2, 80)])
     {
         let steps: &[[usize; 2]] = &[[10, 1], [1, 40], [1, 1], [0, 1], [2, 3], [9, 14]];
@@ -128,7 +128,7 @@ fn narrow_caches_hold_bf16() {
             }
         }
     }
-    for (dtype, len) in [(Dtype::F32, 35), (Dtype::Bf16, 20), (Dtype::Int8, 20)] {
+    for (dtype, len) in [(Dtype::F32, 35), (Dtype::Bf16, 20), (Dtype::Int8, 20), (Dtype::Int4, 20)] {
         let cpu = &machines_of(dtype)[0];
         assert_eq!(cpu.cache(5, 7).unwrap().len(), len, "{dtype}");
     }

@@ -36,7 +36,11 @@ const SHAPES: [(usize, usize, usize); 22] = [
     (20, 2056, 8),
 ];
 
-const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::Bf16, Dtype::Int8];
+const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Int4];
+
+/// Magnitudes that weights of four bits have on the side of the largest, and those on the other, which are negative.
+const CODES: [f32; 15] =
+    [127.0, 100.0, 79.0, 62.0, 47.0, 34.0, 21.0, 10.0, -123.0, -92.0, -72.0, -55.0, -40.0, -26.0, -13.0];
 
 /// Activations `(rows, inputs)` that a product in `dtype` takes as they are. Of integers, every row has all 256 between its
 /// extremes.
@@ -45,7 +49,7 @@ fn activations(dtype: Dtype, seed: u64, (rows, inputs): (usize, usize)) -> Vec<f
     for (i, x) in x.iter_mut().enumerate() {
         match dtype {
             Dtype::Bf16 => *x = f32::from_bits(x.to_bits() & 0xffff_0000),
-            Dtype::Int8 => {
+            Dtype::Int8 | Dtype::Int4 => {
                 *x = match (i / inputs + i % inputs) % inputs {
                     0 if inputs == 1 => 63.75,
                     0 => 127.0,
@@ -71,6 +75,13 @@ fn weights(dtype: Dtype, seed: u64, (inputs, outputs): (usize, usize)) -> Vec<f3
                 let is_large = n == outputs / 2 * 2 || (k % 3 == 0) == (n % 2 == 0);
                 let magnitude = if is_large { 127 } else { 1 + n / 2 * 37 % 126 } as f32;
                 *w = (magnitude / 64.0).copysign(*w);
+            }
+            Dtype::Int4 => {
+                let (k, n) = (i / outputs, i % outputs);
+                let is_large = n == outputs / 2 * 2 || (k % 3 == 0) == (n % 2 == 0);
+                let code = if is_large { 127.0 } else { CODES[n / 2 % CODES.len()] };
+                let side = if (k / 32 + n / 2).is_multiple_of(2) { -127.0 } else { 127.0 };
+                *w = code * side / 8192.0;
             }
             _ => {}
         }
@@ -136,7 +147,12 @@ fn every_matrix_product() {
         }
         for (rows, inputs, outputs) in SHAPES {
             let op = Products { dtype, first: 0, rows, inputs, outputs };
-            check(&format!("{dtype} {rows}x{inputs}x{outputs}"), &op, Tolerance::sum(inputs), &all);
+            let mut tolerance = Tolerance::sum(inputs);
+            if dtype == Dtype::Int4 {
+                // The integer that stands for zero is taken off f32: so many times the sum of weights, which is large here.
+                tolerance.factor *= 2.0;
+            }
+            check(&format!("{dtype} {rows}x{inputs}x{outputs}"), &op, tolerance, &all);
         }
     }
 }

@@ -158,6 +158,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn entry<const I: u32>(self, table: &[f32; 16], a: F32) -> F32 {
+        map(a, |a| table[(a.to_bits() >> I & 15) as usize])
+    }
+
+    #[inline(always)]
     fn integer(self, a: F32) -> F32 {
         map(a, |a| a.to_bits() as i32 as f32)
     }

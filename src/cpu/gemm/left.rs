@@ -19,7 +19,8 @@ pub enum Left<'a> {
 pub const fn floats_per_word(form: Form, group: usize) -> usize {
     match form {
         Form::Floats | Form::Integers => group,
-        Form::Bf16 | Form::Bytes => 1,
+        Form::Bf16 => 1,
+        Form::Bytes => group / 4,
     }
 }
 
@@ -79,7 +80,8 @@ pub fn pack(
             match floats_per_word(form, group) {
                 1 => token.run(Transpose { y: (packed, count), x: (converted, width), size: (count, width) }),
                 2 => scatter::<2>(packed, converted, count),
-                _ => scatter::<4>(packed, converted, count),
+                4 => scatter::<4>(packed, converted, count),
+                _ => scatter::<8>(packed, converted, count),
             }
         }),
     }

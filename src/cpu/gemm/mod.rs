@@ -7,6 +7,7 @@
 //! gives bit for bit what it gives within a batch. Between rows of the registry results differ in rounding; those for
 //! bf16 that say `dot` or `amx` round activations to bf16 too, those that say `widen` do not.
 
+mod codes;
 mod epilogue;
 mod format;
 mod integers;
@@ -30,10 +31,10 @@ use self::vectors::Vectors;
 use super::arch;
 use super::arch::Portable;
 #[cfg(target_arch = "x86_64")]
-use super::arch::{Amx, Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+use super::arch::{Amx, Avx2, Avx512, Avx512Bf16, Avx512Vnni, Avx512VnniInt4};
 use super::isa::Isa;
 use super::parallel::Pool;
-use super::simd::{Bf16Floats, Floats, Int8Floats};
+use super::simd::{Bf16Floats, Floats, Int4Floats, Int8Floats};
 use crate::backend::Matrix;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -88,7 +89,7 @@ pub(crate) struct Mlp<'a, W> {
 pub struct Entry {
     /// `{arch}-{dtype}-{variant}`.
     pub name: &'static str,
-    /// What its weights are: f32, bf16 or int8. Activations come and go as f32.
+    /// What its weights are: f32, bf16, int8 or int4. Activations come and go as f32.
     pub dtype: Dtype,
     /// The least instruction set it needs.
     pub isa: Isa,
@@ -136,6 +137,13 @@ pub const REGISTRY: &[Entry] = &[
     #[cfg(target_arch = "x86_64")]
     Entry::new("avx2-int8-widen", Dtype::Int8, Isa::Avx2, Product::<Vectors<Int8Floats<Avx2>>>::boxed),
     Entry::new("portable-int8-widen", Dtype::Int8, Isa::Portable, Product::<Vectors<Int8Floats<Portable>>>::boxed),
+    #[cfg(target_arch = "x86_64")]
+    Entry::new("avx512-int4-vnni", Dtype::Int4, Isa::Avx512Vnni, Product::<Vectors<Avx512VnniInt4>>::boxed),
+    #[cfg(target_arch = "x86_64")]
+    Entry::new("avx512-int4-widen", Dtype::Int4, Isa::Avx512, Product::<Vectors<Int4Floats<Avx512>>>::boxed),
+    #[cfg(target_arch = "x86_64")]
+    Entry::new("avx2-int4-widen", Dtype::Int4, Isa::Avx2, Product::<Vectors<Int4Floats<Avx2>>>::boxed),
+    Entry::new("portable-int4-widen", Dtype::Int4, Isa::Portable, Product::<Vectors<Int4Floats<Portable>>>::boxed),
 ];
 
 /// The row called `name`.
@@ -184,7 +192,7 @@ mod tests {
     fn selection() {
         assert_eq!(select(None, Isa::Portable, Dtype::F32).unwrap().name(), "portable-f32-panel");
         for isa in Isa::available().filter(|isa| Isa::VECTORS.contains(isa)) {
-            for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8] {
+            for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Int4] {
                 let name = select(None, isa, dtype).unwrap().name();
                 assert!(name.starts_with(&format!("{isa}-{dtype}")), "{name}");
             }

@@ -15,7 +15,8 @@ use super::weight::Panels;
 use crate::cpu::parallel::Tile;
 use crate::cpu::simd::{Dot, DotKernel, Form, Kernel, Simd, Token};
 
-/// Rows up to which a tile may meet its weights first; taller ones pass over a piece of a panel that is in a cache.
+/// Rows up to which one of several tiles may meet its weights first; taller ones pass over a piece of a panel that is in a
+/// cache.
 const STREAMING_ROWS: usize = 8;
 /// How far ahead of its use a weight is asked for that comes from memory, in floats.
 const STREAMING_AHEAD: usize = 4096;
@@ -24,7 +25,7 @@ const AHEAD: usize = 320;
 /// Rows of a block.
 const BLOCK_ROWS: usize = 144;
 /// Outputs of the widest panel.
-const MOST_WIDTH: usize = 32;
+pub const MOST_WIDTH: usize = 32;
 /// Floats of `x` that may stay in the second-level cache beside the weights that pass through.
 const RESIDENT: usize = 1 << 17;
 
@@ -80,7 +81,8 @@ impl<D: Dot> Microkernel for Vectors<D> {
     const FORMAT: Format = match (D::GROUP, D::FORM) {
         (1, _) => Format::F32,
         (2, _) => Format::Bf16,
-        _ => Format::Int8,
+        (4, _) => Format::Int8,
+        _ => Format::Int4,
     };
     const WIDTH: usize = 2 * D::Simd::LANES;
     const ROWS: usize = D::Simd::TILE_ROWS;
@@ -181,7 +183,7 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
         let words = D::Simd::arrays(w.words).as_chunks::<2>().0;
         let (x, of_rows) = x.split_at(words.len() * M * (size_of::<D::X>() / size_of::<f32>()));
         let x = &bytemuck::cast_slice::<f32, D::X>(x).as_chunks::<M>().0[..words.len()];
-        let mut sums = [[d.start(); 2]; M];
+        let (mut sums, mut weighed) = ([[d.start(); 2]; M], [[s.splat(0.0); 2]; M]);
         if M > STREAMING_ROWS {
             // So that the result's lines, and what is added to them, are there when the sums are.
             for row in tile.rows().skip(start).take(M) {
@@ -192,28 +194,39 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
             }
         }
         let later = w.later.len().div_ceil(words.len().max(1));
-        for k in 0..words.len() {
-            if !w.later.is_empty() {
-                s.prefetch_early(w.later.as_ptr().wrapping_add(k * later));
+        let ahead = if M > STREAMING_ROWS && later > 0 { AHEAD } else { STREAMING_AHEAD };
+        for first in (0..words.len()).step_by(D::WORDS_PER_FACTOR) {
+            for k in first..words.len().min(first.saturating_add(D::WORDS_PER_FACTOR)) {
+                if !w.later.is_empty() {
+                    s.prefetch_early(w.later.as_ptr().wrapping_add(k * later));
+                }
+                let (x, words) = (&x[k], &words[k]);
+                s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead));
+                s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead + lanes));
+                if M > STREAMING_ROWS {
+                    s.prefetch(x.as_ptr().cast::<f32>().wrapping_add(AHEAD));
+                }
+                let w = [d.words(&words[0]), d.words(&words[1])];
+                for r in 0..M {
+                    sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
+                }
             }
-            let (x, words) = (&x[k], &words[k]);
-            let ahead = if M > STREAMING_ROWS { AHEAD } else { STREAMING_AHEAD };
-            s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead));
-            s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead + lanes));
-            if M > STREAMING_ROWS {
-                s.prefetch(x.as_ptr().cast::<f32>().wrapping_add(AHEAD));
-            }
-            let w = [d.words(&words[0]), d.words(&words[1])];
-            for r in 0..M {
-                sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
+            if D::has_factors() {
+                let factors = factors(s, w.extras, first / D::WORDS_PER_FACTOR);
+                for r in 0..M {
+                    for i in 0..2 {
+                        weighed[r][i] = s.fma(d.finish(sums[r][i]), factors[i], weighed[r][i]);
+                        sums[r][i] = d.start();
+                    }
+                }
             }
         }
         let mut complete = [[0.0; MOST_WIDTH]; M];
         let complete = complete.as_flattened_mut();
         for r in 0..M {
-            let (left, right) = complete[2 * lanes * r..][..2 * lanes].split_at_mut(lanes);
-            s.store(left, d.finish(sums[r][0]));
-            s.store(right, d.finish(sums[r][1]));
+            let sums = if D::has_factors() { weighed[r] } else { [d.finish(sums[r][0]), d.finish(sums[r][1])] };
+            s.store(&mut complete[2 * lanes * r..][..lanes], sums[0]);
+            s.store(&mut complete[2 * lanes * r + lanes..][..lanes], sums[1]);
         }
         let scales = D::FORM.scaled().then(|| {
             let (rows, zeros) = of_rows.split_at(M);
@@ -221,5 +234,18 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
         });
         let (rows, sums, width) = (start..start + M, &complete[..2 * lanes * M], 2 * lanes);
         Leave { tile, rows, cols, outputs, sums, width, scales, add, epilogue }.run(s);
+    }
+}
+
+/// Factor `place` of each output of a panel, from what follows its words: scales, totals, factors.
+#[inline(always)]
+fn factors<S: Simd>(s: S, extras: &[f32], place: usize) -> [S::F32; 2] {
+    let [left, right] = &S::arrays(extras).as_chunks::<2>().0[2 + place / 4];
+    let (left, right) = (s.load_array(left), s.load_array(right));
+    match place % 4 {
+        0 => [s.byte::<0>(left), s.byte::<0>(right)],
+        1 => [s.byte::<1>(left), s.byte::<1>(right)],
+        2 => [s.byte::<2>(left), s.byte::<2>(right)],
+        _ => [s.byte::<3>(left), s.byte::<3>(right)],
     }
 }

@@ -4,7 +4,8 @@ use std::iter::repeat;
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::format::{Format, element};
+use super::codes::PackCodes;
+use super::format::{Format, element, scale};
 use super::integers::{Row, WeightScale, WeightWords, balance, weight_bits, weight_scale, weight_sum, weight_word};
 use super::micro::Piece;
 use crate::backend::Matrix;
@@ -56,7 +57,8 @@ impl Layout {
 
     /// Floats of a panel.
     fn panel(self, inputs: usize) -> usize {
-        (self.words(inputs) + self.format.extras()) * self.width
+        let words = self.words(inputs);
+        (words + self.format.extras(words)) * self.width
     }
 
     /// Floats that the panels of a matrix take.
@@ -100,7 +102,7 @@ impl Weight {
     }
 
     fn fill(&mut self, pool: &Pool, token: Token, matrix: Matrix<'_>, transposed: bool, layout: Layout) {
-        if layout.format == Format::Int8 {
+        if layout.format.is_integer() {
             self.balance = balance(token, matrix, transposed);
         }
         Panels::pack(pool, token, &mut self.data, (matrix, transposed), &self.balance, layout);
@@ -142,18 +144,20 @@ impl Weight {
     /// If there is no such output.
     pub fn row(&self, n: usize) -> impl Iterator<Item = f32> {
         assert!(n < self.outputs, "row {n} of a table with {}", self.outputs);
-        // Where its words are, how far apart, how many elements each has, and what they are multiplied with.
-        let (start, stride, format, scale) = match self.order {
-            Order::Strided { inputs, outputs } => (n * outputs, inputs, Format::F32, 1.0),
+        // Where its words are, how far apart, how many elements each has, and what these are multiplied with.
+        let (start, stride, format, extras) = match self.order {
+            Order::Strided { inputs, outputs } => (n * outputs, inputs, Format::F32, &[][..]),
             Order::Panels(layout) => {
                 let Layout { width, format, .. } = layout;
-                let panels = self.as_panels(layout);
-                let scale = if format.extras() > 0 { panels.extras(n / width)[n % width] } else { 1.0 };
-                (n / width * layout.panel(self.inputs) + n % width, width, format, scale)
+                let extras = self.as_panels(layout).extras(n / width).get(n % width..).unwrap_or_default();
+                (n / width * layout.panel(self.inputs) + n % width, width, format, extras)
             }
         };
         let words = self.data.get(start..).unwrap_or_default().iter().step_by(stride);
-        let elements = words.flat_map(move |word| (0..format.group()).map(move |i| scale * element(format, *word, i)));
+        let elements = words.enumerate().flat_map(move |(at, word)| {
+            let scale = scale(format, extras, stride, at);
+            (0..format.group()).map(move |i| scale * element(format, *word, i))
+        });
         let factors = self.balance.iter().copied().chain(repeat(1.0));
         elements.zip(factors).map(|(w, factor)| w * factor).take(self.inputs)
     }
@@ -170,7 +174,7 @@ impl Weight {
     /// There is no memory for them.
     pub(super) fn transpose(&self, pool: &Pool, token: Token) -> Panels<'_> {
         let Order::Panels(layout) = self.order else { panic!("a weight prepared for another matrix product") };
-        assert_ne!(layout.format, Format::Int8, "integer weights have no gradient");
+        assert!(!layout.format.is_integer(), "integer weights have no gradient");
         let data = self.transpose.get_or_init(|| {
             let values: Vec<f32> = (0..self.outputs).flat_map(|n| self.row(n)).collect();
             let matrix = Matrix { data: &values, rows: self.outputs, cols: self.inputs };
@@ -251,7 +255,12 @@ impl<'a> Panels<'a> {
         layout: Layout,
     ) -> Self {
         let (inputs, outputs) = sizes(matrix, transposed);
-        if transposed {
+        if layout.format == Format::Int4 {
+            let (width, words) = (layout.width, layout.words(inputs));
+            for_each_panel(pool, data, (inputs, outputs), layout, 1, |first, packed| {
+                token.run(PackCodes { packed, matrix, transposed, balance, first, width, words });
+            });
+        } else if transposed {
             for_each_panel(pool, data, (inputs, outputs), layout, 1, |first, packed| {
                 let count = layout.width.min(outputs - first);
                 let rows = &matrix.data[first * inputs..][..count * inputs];
@@ -315,7 +324,7 @@ impl Kernel for PackRows<'_> {
         for n in 0..count {
             let (x, words) = (&rows[n * inputs..][..inputs], &mut scratch[n * used..][..used]);
             match layout.format {
-                Format::F32 => unreachable!("taken as it is"),
+                Format::F32 | Format::Int4 => unreachable!("packed otherwise"),
                 Format::Bf16 => Bf16Words { words, x }.run(s),
                 Format::Int8 => {
                     let row = Row { x, balance };
@@ -355,6 +364,7 @@ impl Kernel for PackColumns<'_> {
             false => &[],
         };
         match layout.format {
+            Format::Int4 => unreachable!("packed otherwise"),
             Format::F32 => {
                 for k in 0..matrix.rows {
                     for i in 0..panels {
@@ -433,17 +443,17 @@ mod tests {
     use super::*;
     use crate::cpu::gemm::integers::tests::even_weights;
 
-    const FORMATS: [Format; 3] = [Format::F32, Format::Bf16, Format::Int8];
+    const FORMATS: [Format; 4] = [Format::F32, Format::Bf16, Format::Int8, Format::Int4];
 
     /// Integers that stay as they are in `format`: of every row and every column one has the magnitude 127, or none of the
     /// inputs has to be balanced.
     fn values(format: Format, (rows, cols): (usize, usize), transposed: bool) -> Vec<f32> {
         match format {
-            Format::Int8 if transposed => {
+            Format::Int8 | Format::Int4 if transposed => {
                 let w = even_weights(cols, rows);
                 return (0..w.len()).map(|i| w[i % cols * rows + i / cols]).collect();
             }
-            Format::Int8 => return even_weights(rows, cols),
+            Format::Int8 | Format::Int4 => return even_weights(rows, cols),
             Format::F32 | Format::Bf16 => {}
         }
         let at = |r: usize, c: usize| match (r + c) % rows.min(cols) {
@@ -464,8 +474,13 @@ mod tests {
                 let (inputs, outputs) = sizes(matrix, transposed);
                 let panels = Weight::panels(&pool, token, matrix, transposed, layout).unwrap();
                 let strided = Weight::strided(matrix, transposed).unwrap();
-                // Roundings of the scale and of what balances: an integer that is off by one is off by 1/127 at least.
-                let slack = if format == Format::Int8 { 1e-3 } else { 0.0 };
+                let slack = match format {
+                    Format::F32 | Format::Bf16 => 0.0,
+                    // Roundings of the scale and of what balances: an integer that is off by one is off by 1/127 at least.
+                    Format::Int8 => 1e-3,
+                    // Half of the widest step between codes.
+                    Format::Int4 => 13.6,
+                };
                 let near = |(a, b): (f32, f32)| (a - b).abs() <= slack;
                 for n in 0..outputs {
                     let at = |k| if transposed { data[n * cols + k] } else { data[k * cols + n] };
@@ -475,7 +490,7 @@ mod tests {
                     assert!(strided.row(n).eq(expected.iter().copied()));
                 }
                 let mut other = Weight::panels(&pool, token, matrix, !transposed, layout).unwrap();
-                if format != Format::Int8 {
+                if !format.is_integer() {
                     let transpose = panels.transpose(&pool, token);
                     assert_eq!((transpose.inputs, transpose.outputs), (outputs, inputs));
                     assert_eq!(transpose.data.len(), other.data.len());

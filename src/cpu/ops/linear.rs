@@ -83,7 +83,7 @@ impl LinearOps for Cpu {
     }
 
     fn head_fwd(&self, logits: &mut Buffer<f32>, x: &Buffer<f32>, wte: &Weight, tokens: usize) {
-        self.gemm.multiply(&self.pool, logits, x, wte, tokens, Epilogue::Store);
+        self.tied().multiply(&self.pool, logits, x, wte, tokens, Epilogue::Store);
     }
 
     fn head_bwd(
@@ -95,8 +95,8 @@ impl LinearOps for Cpu {
         wte: &Weight,
         tokens: usize,
     ) {
-        self.gemm.multiply_by_transpose(&self.pool, dx, dlogits, wte, tokens, false);
-        self.gemm.add_outer(&self.pool, dwte, dlogits, x, tokens, (wte.outputs(), wte.inputs()));
+        self.tied().multiply_by_transpose(&self.pool, dx, dlogits, wte, tokens, false);
+        self.tied().add_outer(&self.pool, dwte, dlogits, x, tokens, (wte.outputs(), wte.inputs()));
     }
 
     fn latent_linear_fwd(&self, y: &mut Buffer<f32>, x: &Buffer<f32>, w: &Weight, rows: usize, accumulate: bool) {

@@ -1,4 +1,5 @@
-//! Sums of products in a register tile, where a 32-bit word of weights holds one, two or four inputs of an output.
+//! Sums of products in a register tile, where a 32-bit word of weights holds one, two, four or eight inputs of an
+//! output.
 //!
 //! A [`Dot`] multiplies words of weights by what a row of activations has for them and adds to the sums of as many
 //! outputs as a vector has lanes. Those here do so with the instructions that every [`Simd`] has, by widening the weights to
@@ -6,6 +7,7 @@
 
 use bytemuck::Pod;
 
+use super::codes::{CODE_VALUES, INPUTS_PER_FACTOR};
 use super::{Kernel, Simd};
 
 /// What a word of weights meets in a row of activations.
@@ -17,7 +19,7 @@ pub enum Form {
     Integers,
     /// A word of two bf16.
     Bf16,
-    /// A word of four integers from 0 to 255; the row has a scale, and an integer that stands for zero.
+    /// Integers from 0 to 255, four a word; the row has a scale, and an integer that stands for zero.
     Bytes,
 }
 
@@ -42,7 +44,14 @@ pub trait Dot: Copy + Send + Sync + 'static {
     const GROUP: usize;
     /// What [`X`](Dot::X) is.
     const FORM: Form;
+    /// Words whose weights have a factor in common that no others have, if there are factors.
+    const WORDS_PER_FACTOR: usize = usize::MAX;
 
+    /// Whether weights have factors.
+    #[inline(always)]
+    fn has_factors() -> bool {
+        Self::WORDS_PER_FACTOR != usize::MAX
+    }
     /// The token, if the processor has the instructions.
     fn new() -> Option<Self>;
     /// The instructions for everything else.
@@ -216,6 +225,63 @@ impl<S: Simd> Dot for Int8Floats<S> {
         let sums = s.fma(s.splat(x[1]), s.byte::<1>(w), sums);
         let sums = s.fma(s.splat(x[2]), s.byte::<2>(w), sums);
         s.fma(s.splat(x[3]), s.byte::<3>(w), sums)
+    }
+
+    #[inline(always)]
+    fn finish(self, sums: S::F32) -> S::F32 {
+        sums
+    }
+}
+
+/// Weights that are places in a table of 16, widened.
+#[derive(Clone, Copy)]
+pub struct Int4Floats<S>(S);
+
+impl<S: Simd> Dot for Int4Floats<S> {
+    type Simd = S;
+    type X = [f32; 8];
+    // Widened where they are used: eight vectors for each would not stay in registers.
+    type Words = S::F32;
+    type Sums = S::F32;
+    const GROUP: usize = 8;
+    const FORM: Form = Form::Integers;
+    const WORDS_PER_FACTOR: usize = INPUTS_PER_FACTOR / Self::GROUP;
+
+    fn new() -> Option<Self> {
+        S::new().map(Int4Floats)
+    }
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+
+    #[inline]
+    fn vectorize<K: DotKernel<Self>>(self, kernel: K) {
+        self.0.vectorize(Plain(kernel, self));
+    }
+
+    #[inline(always)]
+    fn start(self) -> S::F32 {
+        self.0.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn words(self, w: &S::Array) -> S::F32 {
+        self.0.load_array(w)
+    }
+
+    #[inline(always)]
+    fn add(self, sums: S::F32, x: &[f32; 8], w: S::F32) -> S::F32 {
+        let (s, table) = (self.0, &CODE_VALUES);
+        let sums = s.fma(s.splat(x[0]), s.entry::<0>(table, w), sums);
+        let sums = s.fma(s.splat(x[1]), s.entry::<8>(table, w), sums);
+        let sums = s.fma(s.splat(x[2]), s.entry::<16>(table, w), sums);
+        let sums = s.fma(s.splat(x[3]), s.entry::<24>(table, w), sums);
+        let sums = s.fma(s.splat(x[4]), s.entry::<4>(table, w), sums);
+        let sums = s.fma(s.splat(x[5]), s.entry::<12>(table, w), sums);
+        let sums = s.fma(s.splat(x[6]), s.entry::<20>(table, w), sums);
+        s.fma(s.splat(x[7]), s.entry::<28>(table, w), sums)
     }
 
     #[inline(always)]

@@ -174,6 +174,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn entry<const I: u32>(self, table: &[f32; 16], a: __m256) -> __m256 {
+        let (lower, upper) = table.split_at(LANES);
+        let (lower, upper) = (self.load(lower), self.load(upper));
+        avx2!({
+            // A permutation goes by the three lowest bits, a blend by the highest.
+            let places = _mm256_srlv_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(I as i32));
+            let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
+            let lower = _mm256_permutevar8x32_ps(lower, places);
+            _mm256_blendv_ps(lower, _mm256_permutevar8x32_ps(upper, places), half)
+        })
+    }
+
+    #[inline(always)]
     fn integer(self, a: __m256) -> __m256 {
         avx2!(_mm256_cvtepi32_ps(_mm256_castps_si256(a)))
     }

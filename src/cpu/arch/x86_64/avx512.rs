@@ -173,6 +173,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn entry<const I: u32>(self, table: &[f32; 16], a: __m512) -> __m512 {
+        // A permutation goes by the four lowest bits.
+        let table = self.load_array(table);
+        avx512!({
+            let places = _mm512_srlv_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(I as i32));
+            _mm512_permutexvar_ps(places, table)
+        })
+    }
+
+    #[inline(always)]
     fn integer(self, a: __m512) -> __m512 {
         avx512!(_mm512_cvtepi32_ps(_mm512_castps_si512(a)))
     }
