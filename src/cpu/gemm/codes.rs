@@ -5,6 +5,7 @@
 //! codes differ on the two sides of zero. Sums over the inputs of a factor are exact integers, like those of int8; then
 //! they are multiplied with it and added up as f32.
 
+use super::integers::INTEGER;
 use super::vectors::MOST_WIDTH;
 use crate::backend::Matrix;
 use crate::cpu::simd::{CODE_VALUES, INPUTS_PER_FACTOR, Kernel, Simd, copy_row, transpose};
@@ -17,9 +18,6 @@ const GROUP: usize = 8;
 
 /// Words that have a factor in common.
 const WORDS_PER_FACTOR: usize = INPUTS_PER_FACTOR / GROUP;
-
-/// An integer that is added to this is in the lowest bits of the sum.
-const INTEGER: f32 = 12_582_912.0;
 
 /// Where zero is among the codes in order.
 const ZERO: usize = 7;

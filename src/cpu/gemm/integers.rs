@@ -12,6 +12,9 @@
 use crate::backend::Matrix;
 use crate::cpu::simd::{Kernel, Simd, Token, dot};
 
+/// An integer that is added to this is in the lowest bits of the sum.
+pub const INTEGER: f32 = 12_582_912.0;
+
 /// How a row of activations is said in integers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Integers {
@@ -111,6 +114,30 @@ impl Kernel for Bytes<'_> {
     }
 }
 
+/// `q − zero`, two integers of 16 bits a word; beyond the row they are of no consequence, as weights are zero there.
+pub struct Shorts<'a> {
+    pub words: &'a mut [f32],
+    pub row: Row<'a>,
+    pub integers: Integers,
+}
+
+impl Kernel for Shorts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Shorts { words, row, integers } = self;
+        for i in (0..row.x.len()).step_by(S::LANES) {
+            let mut steps = [0.0; 16];
+            s.store(&mut steps, s.add(integers.quantize(s, row.activations(s, i)), s.splat(INTEGER)));
+            let pairs = steps[..S::LANES].as_chunks::<2>().0;
+            for (word, [first, second]) in words[i / 2..].iter_mut().zip(pairs) {
+                *word = f32::from_bits(first.to_bits() & 0xffff | second.to_bits() << 16);
+            }
+        }
+    }
+}
+
 /// `q − zero`, as f32.
 pub struct Steps<'a> {
     pub y: &'a mut [f32],
@@ -139,7 +166,7 @@ pub fn weight_scale(greatest: f32) -> f32 {
 /// `round(w / scale)`, halves to even, for magnitudes up to 127: the bits of the sum end in those of the integer.
 #[inline(always)]
 pub fn weight_bits(w: f32, scale: f32) -> u32 {
-    (w / scale + 12_582_912.0).to_bits() & 0xff
+    (w / scale + INTEGER).to_bits() & 0xff
 }
 
 /// A word of four weights.
@@ -275,6 +302,10 @@ pub(super) mod tests {
             let mut steps = [9.0; 5];
             token.run(Steps { y: &mut steps, row, integers: halves });
             assert_eq!(steps, [-128.0, 127.0, 1.0, -2.0, 0.0]);
+            let mut words = [0.0; 3];
+            token.run(Shorts { words: &mut words, row, integers: halves });
+            let shorts = words.map(|word| [word.to_bits() as u16 as i16, (word.to_bits() >> 16) as i16]);
+            assert_eq!(shorts, [[-128, 127], [1, -2], [0, 0]]);
             let mut words = [0.0; 2];
             token.run(Bytes { words: &mut words, row, integers: halves, offset: 0.0 });
             assert_eq!(words[0].to_bits().to_le_bytes(), [0, 255, 129, 126]);

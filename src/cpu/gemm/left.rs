@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::integers::{Bytes, IntegersOf, Row, Steps};
+use super::integers::{Bytes, IntegersOf, Row, Shorts, Steps};
 use crate::cpu::parallel::with_scratch;
 use crate::cpu::simd::{Bf16Words, Form, Kernel, Simd, Token, Transpose, bf16_words_of, copy_row};
 
@@ -20,6 +20,7 @@ pub const fn floats_per_word(form: Form, group: usize) -> usize {
     match form {
         Form::Floats | Form::Integers => group,
         Form::Bf16 => 1,
+        Form::Shorts => group / 2,
         Form::Bytes => group / 4,
     }
 }
@@ -62,17 +63,18 @@ pub fn pack(
                         converted[x.len()..].fill(0.0);
                     }
                     Form::Bf16 => token.run(Bf16Words { words: converted, x }),
-                    Form::Integers | Form::Bytes => {
+                    Form::Integers | Form::Shorts | Form::Bytes => {
                         let row = Row { x, balance };
                         let integers = token.run(IntegersOf(row));
                         of_rows[r] = integers.scale;
-                        if form == Form::Bytes {
-                            of_rows[count + r] = integers.zero;
-                            token.run(Bytes { words: converted, row, integers, offset: 0.0 });
-                        } else {
-                            of_rows[count + r] = 0.0;
-                            token.run(Steps { y: &mut *converted, row, integers });
-                            converted[x.len()..].fill(0.0);
+                        of_rows[count + r] = if form == Form::Bytes { integers.zero } else { 0.0 };
+                        match form {
+                            Form::Bytes => token.run(Bytes { words: converted, row, integers, offset: 0.0 }),
+                            Form::Shorts => token.run(Shorts { words: converted, row, integers }),
+                            _ => {
+                                token.run(Steps { y: &mut *converted, row, integers });
+                                converted[x.len()..].fill(0.0);
+                            }
                         }
                     }
                 }

@@ -85,7 +85,7 @@ impl<D: Dot> Microkernel for Vectors<D> {
         _ => Format::Int4,
     };
     const WIDTH: usize = 2 * D::Simd::LANES;
-    const ROWS: usize = D::Simd::TILE_ROWS;
+    const ROWS: usize = D::ROWS;
 
     fn new() -> Option<Self> {
         D::new().map(Vectors)

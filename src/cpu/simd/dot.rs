@@ -19,6 +19,8 @@ pub enum Form {
     Integers,
     /// A word of two bf16.
     Bf16,
+    /// Integers from −255 to 255, two a word; the row has a scale.
+    Shorts,
     /// Integers from 0 to 255, four a word; the row has a scale, and an integer that stands for zero.
     Bytes,
 }
@@ -26,7 +28,7 @@ pub enum Form {
 impl Form {
     /// Whether rows and outputs have scales that the sums are multiplied with, and zeros and totals.
     pub const fn scaled(self) -> bool {
-        matches!(self, Form::Integers | Form::Bytes)
+        matches!(self, Form::Integers | Form::Shorts | Form::Bytes)
     }
 }
 
@@ -44,6 +46,8 @@ pub trait Dot: Copy + Send + Sync + 'static {
     const GROUP: usize;
     /// What [`X`](Dot::X) is.
     const FORM: Form;
+    /// Rows of the largest register tile.
+    const ROWS: usize = Self::Simd::TILE_ROWS;
     /// Words whose weights have a factor in common that no others have, if there are factors.
     const WORDS_PER_FACTOR: usize = usize::MAX;
 
