@@ -231,7 +231,7 @@ template <bool WHOLE, int N> DEVICE void store_fragment(bf16* y, const float (&v
 }
 
 // Finishes a fragment of sums that began by `begin_fragment`; if it is WHOLE, all of it is inside of the matrix. PART values
-// at a time have what goes on in registers: fewer of small fragments, which leave more of their tile's code beside them.
+// at a time have what goes on in registers: of small fragments 8, as their kernels have no registers left for more.
 template <bool WHOLE, int N> DEVICE void finish_fragment(const float (&v)[N], const Finish& f, FragmentPlace at) {
     constexpr int PART = N < 64 ? 8 : 16;
 #pragma unroll

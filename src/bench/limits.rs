@@ -239,7 +239,7 @@ impl<D: Dot> DotKernel<D> for Dots {
     fn run(self, d: D) {
         let s = d.simd();
         let (x, words) = (black_box(D::X::zeroed()), [0.0; MAX_LANES]);
-        let words = d.words(&D::Simd::arrays(black_box(&words))[0]);
+        let words = d.words(d.simd().load_array(&D::Simd::arrays(black_box(&words))[0]));
         let mut sums = [[d.start(); CHAINS]; 2];
         for _ in 0..STEPS {
             for half in sums.iter_mut().take(chains::<D::Simd>() / CHAINS) {

@@ -93,7 +93,7 @@ pub fn learner<'a>(config: Config, options: &DeviceOptions, read: &Read<'a>) -> 
         (Device::Emulator | Device::Cuda(_), Dtype::F32 | Dtype::Bf16) => {
             Box::new(learn::Learner::new(super::device::cuda_of(options)?, config, read)?)
         }
-        (_, dtype @ (Dtype::Int8 | Dtype::Int4)) => {
+        (_, dtype) if !dtype.trains() => {
             return Err(Error::Unsupported(format!("{dtype} weights cannot be trained; f32 and bf16 can")));
         }
         (device, dtype) => return Err(unsupported(device, dtype)),

@@ -1,6 +1,6 @@
 //! Plain Rust over arrays, which the compiler turns into whatever the target's baseline has.
 
-use crate::cpu::simd::{Kernel, Simd, Token};
+use crate::cpu::simd::{CODES, Kernel, Simd, Token};
 
 /// Instructions every processor has.
 #[derive(Clone, Copy, Debug)]
@@ -158,8 +158,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn entry<const I: u32>(self, table: &[f32; 16], a: F32) -> F32 {
-        map(a, |a| table[(a.to_bits() >> I & 15) as usize])
+    fn codes(self, a: F32) -> [F32; 2] {
+        let bytes = |a: f32| a.to_bits().to_le_bytes();
+        let word =
+            |places: [u8; 4]| f32::from_bits(u32::from_le_bytes(places.map(|place| CODES[usize::from(place)] as u8)));
+        [map(a, |a| word(bytes(a).map(|byte| byte & 15))), map(a, |a| word(bytes(a).map(|byte| byte >> 4)))]
     }
 
     #[inline(always)]

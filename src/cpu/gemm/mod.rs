@@ -31,10 +31,10 @@ use self::vectors::Vectors;
 use super::arch;
 use super::arch::Portable;
 #[cfg(target_arch = "x86_64")]
-use super::arch::{Amx, Avx2, Avx2Int4, Avx2Int8, Avx512, Avx512Bf16, Avx512Vnni, Avx512VnniInt4};
+use super::arch::{Amx, Avx2, Avx2Int8, Avx512, Avx512Bf16, Avx512Vnni};
 use super::isa::Isa;
 use super::parallel::Pool;
-use super::simd::{Bf16Floats, Floats, Int4Floats, Int8Floats};
+use super::simd::{Bf16Floats, Floats, Int4, Int8Floats};
 use crate::backend::Matrix;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -140,14 +140,19 @@ pub const REGISTRY: &[Entry] = &[
     Entry::new("avx2-int8-widen", Dtype::Int8, Isa::Avx2, Product::<Vectors<Int8Floats<Avx2>>>::boxed),
     Entry::new("portable-int8-widen", Dtype::Int8, Isa::Portable, Product::<Vectors<Int8Floats<Portable>>>::boxed),
     #[cfg(target_arch = "x86_64")]
-    Entry::new("avx512-int4-vnni", Dtype::Int4, Isa::Avx512Vnni, Product::<Vectors<Avx512VnniInt4>>::boxed),
+    Entry::new("avx512-int4-vnni", Dtype::Int4, Isa::Avx512Vnni, Product::<Vectors<Int4<Avx512Vnni>>>::boxed),
     #[cfg(target_arch = "x86_64")]
-    Entry::new("avx512-int4-widen", Dtype::Int4, Isa::Avx512, Product::<Vectors<Int4Floats<Avx512>>>::boxed),
+    Entry::new("avx512-int4-widen", Dtype::Int4, Isa::Avx512, Product::<Vectors<Int4<Int8Floats<Avx512>>>>::boxed),
     #[cfg(target_arch = "x86_64")]
-    Entry::new("avx2-int4-madd", Dtype::Int4, Isa::Avx2, Product::<Vectors<Avx2Int4>>::boxed),
+    Entry::new("avx2-int4-madd", Dtype::Int4, Isa::Avx2, Product::<Vectors<Int4<Avx2Int8>>>::boxed),
     #[cfg(target_arch = "x86_64")]
-    Entry::new("avx2-int4-widen", Dtype::Int4, Isa::Avx2, Product::<Vectors<Int4Floats<Avx2>>>::boxed),
-    Entry::new("portable-int4-widen", Dtype::Int4, Isa::Portable, Product::<Vectors<Int4Floats<Portable>>>::boxed),
+    Entry::new("avx2-int4-widen", Dtype::Int4, Isa::Avx2, Product::<Vectors<Int4<Int8Floats<Avx2>>>>::boxed),
+    Entry::new(
+        "portable-int4-widen",
+        Dtype::Int4,
+        Isa::Portable,
+        Product::<Vectors<Int4<Int8Floats<Portable>>>>::boxed,
+    ),
 ];
 
 /// The row called `name`.

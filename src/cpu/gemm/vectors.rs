@@ -206,7 +206,7 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
                 if M > STREAMING_ROWS {
                     s.prefetch(x.as_ptr().cast::<f32>().wrapping_add(AHEAD));
                 }
-                let w = [d.words(&words[0]), d.words(&words[1])];
+                let w = [d.words(s.load_array(&words[0])), d.words(s.load_array(&words[1]))];
                 for r in 0..M {
                     sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
                 }

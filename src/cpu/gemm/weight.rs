@@ -149,6 +149,7 @@ impl Weight {
             Order::Strided { inputs, outputs } => (n * outputs, inputs, Format::F32, &[][..]),
             Order::Panels(layout) => {
                 let Layout { width, format, .. } = layout;
+                // Of floats there are none.
                 let extras = self.as_panels(layout).extras(n / width).get(n % width..).unwrap_or_default();
                 (n / width * layout.panel(self.inputs) + n % width, width, format, extras)
             }

@@ -7,7 +7,7 @@
 
 use bytemuck::Pod;
 
-use super::codes::{CODE_VALUES, INPUTS_PER_FACTOR};
+use super::codes::INPUTS_PER_FACTOR;
 use super::{Kernel, Simd};
 
 /// What a word of weights meets in a row of activations.
@@ -64,8 +64,8 @@ pub trait Dot: Copy + Send + Sync + 'static {
     fn vectorize<K: DotKernel<Self>>(self, kernel: K);
     /// Sums of nothing.
     fn start(self) -> Self::Sums;
-    /// Reads words.
-    fn words(self, w: &<Self::Simd as Simd>::Array) -> Self::Words;
+    /// Makes words ready that were read.
+    fn words(self, w: <Self::Simd as Simd>::F32) -> Self::Words;
     /// `sums + x · w`.
     fn add(self, sums: Self::Sums, x: &Self::X, w: Self::Words) -> Self::Sums;
     /// The sums as f32.
@@ -122,8 +122,8 @@ impl<S: Simd> Dot for Floats<S> {
     }
 
     #[inline(always)]
-    fn words(self, w: &S::Array) -> S::F32 {
-        self.0.load_array(w)
+    fn words(self, w: S::F32) -> S::F32 {
+        w
     }
 
     #[inline(always)]
@@ -169,8 +169,8 @@ impl<S: Simd> Dot for Bf16Floats<S> {
     }
 
     #[inline(always)]
-    fn words(self, w: &S::Array) -> [S::F32; 2] {
-        self.0.halves(self.0.load_array(w))
+    fn words(self, w: S::F32) -> [S::F32; 2] {
+        self.0.halves(w)
     }
 
     #[inline(always)]
@@ -218,8 +218,8 @@ impl<S: Simd> Dot for Int8Floats<S> {
     }
 
     #[inline(always)]
-    fn words(self, w: &S::Array) -> S::F32 {
-        self.0.load_array(w)
+    fn words(self, w: S::F32) -> S::F32 {
+        w
     }
 
     #[inline(always)]
@@ -237,59 +237,62 @@ impl<S: Simd> Dot for Int8Floats<S> {
     }
 }
 
-/// Weights that are places in a table of 16, widened.
+/// Weights of four bits, which become bytes that `D` multiplies.
 #[derive(Clone, Copy)]
-pub struct Int4Floats<S>(S);
+pub struct Int4<D>(D);
 
-impl<S: Simd> Dot for Int4Floats<S> {
-    type Simd = S;
-    type X = [f32; 8];
-    // Widened where they are used: eight vectors for each would not stay in registers.
-    type Words = S::F32;
-    type Sums = S::F32;
-    const GROUP: usize = 8;
-    const FORM: Form = Form::Integers;
+/// Runs a [`DotKernel`] of weights of four bits with the instructions for bytes.
+struct OfBytes<K, D>(K, Int4<D>);
+
+impl<D: Dot, K: DotKernel<Int4<D>>> DotKernel<D> for OfBytes<K, D> {
+    #[inline(always)]
+    fn run(self, _dot: D) {
+        self.0.run(self.1);
+    }
+}
+
+impl<D: Dot> Dot for Int4<D> {
+    type Simd = D::Simd;
+    type X = [D::X; 2];
+    type Words = [D::Words; 2];
+    type Sums = D::Sums;
+    const GROUP: usize = 2 * D::GROUP;
+    const FORM: Form = D::FORM;
+    const ROWS: usize = D::ROWS;
     const WORDS_PER_FACTOR: usize = INPUTS_PER_FACTOR / Self::GROUP;
 
     fn new() -> Option<Self> {
-        S::new().map(Int4Floats)
+        D::new().map(Int4)
     }
 
     #[inline(always)]
-    fn simd(self) -> S {
-        self.0
+    fn simd(self) -> D::Simd {
+        self.0.simd()
     }
 
     #[inline]
     fn vectorize<K: DotKernel<Self>>(self, kernel: K) {
-        self.0.vectorize(Plain(kernel, self));
+        self.0.vectorize(OfBytes(kernel, self));
     }
 
     #[inline(always)]
-    fn start(self) -> S::F32 {
-        self.0.splat(0.0)
+    fn start(self) -> D::Sums {
+        self.0.start()
     }
 
     #[inline(always)]
-    fn words(self, w: &S::Array) -> S::F32 {
-        self.0.load_array(w)
+    fn words(self, w: <D::Simd as Simd>::F32) -> [D::Words; 2] {
+        let [lower, upper] = self.simd().codes(w);
+        [self.0.words(lower), self.0.words(upper)]
     }
 
     #[inline(always)]
-    fn add(self, sums: S::F32, x: &[f32; 8], w: S::F32) -> S::F32 {
-        let (s, table) = (self.0, &CODE_VALUES);
-        let sums = s.fma(s.splat(x[0]), s.entry::<0>(table, w), sums);
-        let sums = s.fma(s.splat(x[1]), s.entry::<8>(table, w), sums);
-        let sums = s.fma(s.splat(x[2]), s.entry::<16>(table, w), sums);
-        let sums = s.fma(s.splat(x[3]), s.entry::<24>(table, w), sums);
-        let sums = s.fma(s.splat(x[4]), s.entry::<4>(table, w), sums);
-        let sums = s.fma(s.splat(x[5]), s.entry::<12>(table, w), sums);
-        let sums = s.fma(s.splat(x[6]), s.entry::<20>(table, w), sums);
-        s.fma(s.splat(x[7]), s.entry::<28>(table, w), sums)
+    fn add(self, sums: D::Sums, x: &[D::X; 2], w: [D::Words; 2]) -> D::Sums {
+        self.0.add(self.0.add(sums, &x[0], w[0]), &x[1], w[1])
     }
 
     #[inline(always)]
-    fn finish(self, sums: S::F32) -> S::F32 {
-        sums
+    fn finish(self, sums: D::Sums) -> <D::Simd as Simd>::F32 {
+        self.0.finish(sums)
     }
 }

@@ -17,7 +17,7 @@ mod transpose;
 
 pub use bf16::{Bf16Words, Widen, bf16_dots, bf16_pair, bf16_weighted, bf16_words_of};
 pub use codes::{CODE_VALUES, CODES, INPUTS_PER_FACTOR};
-pub use dot::{Bf16Floats, Dot, DotKernel, Floats, Form, Int4Floats, Int8Floats};
+pub use dot::{Bf16Floats, Dot, DotKernel, Floats, Form, Int4, Int8Floats};
 pub use math::{exp, exp_excess, gelu, gelu_slope, log, log_of, tanh};
 pub use product::small_product;
 pub use reduce::{add_rows, add_weighted, dot, max, scaled_by, scaled_softmax, softmax};
@@ -101,8 +101,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn halves(self, a: Self::F32) -> [Self::F32; 2];
     /// The signed byte `I`, counted from the lowest, in the bits of every lane.
     fn byte<const I: u32>(self, a: Self::F32) -> Self::F32;
-    /// What `table` has at the place that the four bits of every lane from bit `I` on say.
-    fn entry<const I: u32>(self, table: &[f32; 16], a: Self::F32) -> Self::F32;
+    /// What [`CODES`] has at the eight places of four bits that are in every lane, as words of four bytes: at those in the
+    /// lower halves of the lane's bytes, and at those in the upper ones.
+    fn codes(self, a: Self::F32) -> [Self::F32; 2];
     /// The signed integer in the bits of every lane.
     fn integer(self, a: Self::F32) -> Self::F32;
     /// Stores lanes, which hold integers from −128 to 255, as bytes, four a word, to the first quarter of

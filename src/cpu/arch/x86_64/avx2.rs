@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::simd::{Kernel, Simd, Token};
+use crate::cpu::simd::{CODES, Kernel, Simd, Token};
 
 /// AVX2 with FMA.
 #[derive(Clone, Copy, Debug)]
@@ -174,15 +174,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn entry<const I: u32>(self, table: &[f32; 16], a: __m256) -> __m256 {
-        let (lower, upper) = table.split_at(LANES);
-        let (lower, upper) = (self.load(lower), self.load(upper));
+    fn codes(self, a: __m256) -> [__m256; 2] {
         avx2!({
-            // A permutation goes by the three lowest bits, a blend by the highest.
-            let places = _mm256_srlv_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(I as i32));
-            let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
-            let lower = _mm256_permutevar8x32_ps(lower, places);
-            _mm256_blendv_ps(lower, _mm256_permutevar8x32_ps(upper, places), half)
+            // `CODES` has the 16 bytes that are read.
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(CODES.as_ptr().cast()));
+            let (a, places) = (_mm256_castps_si256(a), _mm256_set1_epi8(15));
+            let (lower, upper) = (_mm256_and_si256(a, places), _mm256_and_si256(_mm256_srli_epi32::<4>(a), places));
+            let (lower, upper) = (_mm256_shuffle_epi8(table, lower), _mm256_shuffle_epi8(table, upper));
+            [_mm256_castsi256_ps(lower), _mm256_castsi256_ps(upper)]
         })
     }
 

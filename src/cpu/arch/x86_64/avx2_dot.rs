@@ -1,17 +1,13 @@
-//! AVX2's products of narrow numbers: pairs of 16 bits, for int8 and int4.
+//! AVX2's products of narrow numbers: pairs of 16 bits, for int8.
 
 use std::arch::x86_64::*;
 
 use super::Avx2;
-use crate::cpu::simd::{CODES, Dot, DotKernel, Form, INPUTS_PER_FACTOR, Simd};
+use crate::cpu::simd::{Dot, DotKernel, Form, Simd};
 
-/// AVX2: two products of 16 bits a lane, for weights of bytes.
+/// AVX2: two products of 16 bits a lane.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2Int8(Avx2);
-
-/// AVX2: two products of 16 bits a lane, for weights that are places of four bits in a table.
-#[derive(Clone, Copy, Debug)]
-pub struct Avx2Int4(Avx2Int8);
 
 /// Runs intrinsics in a method of a token.
 macro_rules! dot {
@@ -21,25 +17,15 @@ macro_rules! dot {
     };
 }
 
-impl Avx2Int8 {
-    /// Bytes as 16 bits: of the first four outputs, and of the others.
-    #[inline(always)]
-    fn widened(self, bytes: __m256i) -> [__m256i; 2] {
-        dot!({
-            let (first, others) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-            [_mm256_cvtepi8_epi16(first), _mm256_cvtepi8_epi16(others)]
-        })
-    }
-}
-
 impl Dot for Avx2Int8 {
     type Simd = Avx2;
     type X = [i16; 4];
     type Words = [__m256i; 2];
-    /// Two sums for each output, of its inputs' first and second halves; four outputs in a vector.
+    // Two sums for each output, of its inputs' first and second halves; four outputs in a vector.
     type Sums = [__m256i; 2];
     const GROUP: usize = 4;
     const FORM: Form = Form::Shorts;
+    // More would not stay in registers.
     const ROWS: usize = 2;
 
     fn new() -> Option<Self> {
@@ -67,8 +53,12 @@ impl Dot for Avx2Int8 {
     }
 
     #[inline(always)]
-    fn words(self, w: &[f32; 8]) -> [__m256i; 2] {
-        self.widened(dot!(_mm256_castps_si256(self.0.load_array(w))))
+    fn words(self, w: __m256) -> [__m256i; 2] {
+        dot!({
+            let bytes = _mm256_castps_si256(w);
+            let (first, others) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+            [_mm256_cvtepi8_epi16(first), _mm256_cvtepi8_epi16(others)]
+        })
     }
 
     #[inline(always)]
@@ -87,63 +77,5 @@ impl Dot for Avx2Int8 {
             let outputs = _mm256_hadd_epi32(sums[0], sums[1]);
             _mm256_cvtepi32_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(outputs))
         })
-    }
-}
-
-impl Dot for Avx2Int4 {
-    type Simd = Avx2;
-    type X = [[i16; 4]; 2];
-    type Words = [[__m256i; 2]; 2];
-    type Sums = [__m256i; 2];
-    const GROUP: usize = 8;
-    const FORM: Form = Form::Shorts;
-    const ROWS: usize = 2;
-    const WORDS_PER_FACTOR: usize = INPUTS_PER_FACTOR / Self::GROUP;
-
-    fn new() -> Option<Self> {
-        Avx2Int8::new().map(Avx2Int4)
-    }
-
-    #[inline(always)]
-    fn simd(self) -> Avx2 {
-        self.0.simd()
-    }
-
-    #[inline]
-    fn vectorize<K: DotKernel<Self>>(self, kernel: K) {
-        #[inline]
-        #[target_feature(enable = "avx2,fma")]
-        fn shell<K: DotKernel<Avx2Int4>>(kernel: K, dot: Avx2Int4) {
-            kernel.run(dot);
-        }
-        dot!(shell(kernel, self))
-    }
-
-    #[inline(always)]
-    fn start(self) -> [__m256i; 2] {
-        self.0.start()
-    }
-
-    #[inline(always)]
-    fn words(self, w: &[f32; 8]) -> [[__m256i; 2]; 2] {
-        let [lower, upper] = dot!({
-            let w = _mm256_castps_si256(self.simd().load_array(w));
-            // `CODES` has the 16 bytes that are read.
-            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(CODES.as_ptr().cast()));
-            let places = _mm256_set1_epi8(15);
-            let (lower, upper) = (_mm256_and_si256(w, places), _mm256_and_si256(_mm256_srli_epi32::<4>(w), places));
-            [_mm256_shuffle_epi8(table, lower), _mm256_shuffle_epi8(table, upper)]
-        });
-        [self.0.widened(lower), self.0.widened(upper)]
-    }
-
-    #[inline(always)]
-    fn add(self, sums: [__m256i; 2], x: &[[i16; 4]; 2], w: [[__m256i; 2]; 2]) -> [__m256i; 2] {
-        self.0.add(self.0.add(sums, &x[0], w[0]), &x[1], w[1])
-    }
-
-    #[inline(always)]
-    fn finish(self, sums: [__m256i; 2]) -> __m256 {
-        self.0.finish(sums)
     }
 }

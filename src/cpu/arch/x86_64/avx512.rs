@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::simd::{Kernel, Simd, Token};
+use crate::cpu::simd::{CODES, Kernel, Simd, Token};
 
 /// AVX-512 with F, BW, DQ and VL.
 #[derive(Clone, Copy, Debug)]
@@ -173,12 +173,14 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn entry<const I: u32>(self, table: &[f32; 16], a: __m512) -> __m512 {
-        // A permutation goes by the four lowest bits.
-        let table = self.load_array(table);
+    fn codes(self, a: __m512) -> [__m512; 2] {
         avx512!({
-            let places = _mm512_srlv_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(I as i32));
-            _mm512_permutexvar_ps(places, table)
+            // `CODES` has the 16 bytes that are read.
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(CODES.as_ptr().cast()));
+            let (a, places) = (_mm512_castps_si512(a), _mm512_set1_epi8(15));
+            let (lower, upper) = (_mm512_and_si512(a, places), _mm512_and_si512(_mm512_srli_epi32::<4>(a), places));
+            let (lower, upper) = (_mm512_shuffle_epi8(table, lower), _mm512_shuffle_epi8(table, upper));
+            [_mm512_castsi512_ps(lower), _mm512_castsi512_ps(upper)]
         })
     }
 

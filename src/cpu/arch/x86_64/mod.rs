@@ -8,9 +8,9 @@ mod avx512_dot;
 
 pub use amx::Amx;
 pub use avx2::Avx2;
-pub use avx2_dot::{Avx2Int4, Avx2Int8};
+pub use avx2_dot::Avx2Int8;
 pub use avx512::Avx512;
-pub use avx512_dot::{Avx512Bf16, Avx512Vnni, Avx512VnniInt4};
+pub use avx512_dot::{Avx512Bf16, Avx512Vnni};
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 
