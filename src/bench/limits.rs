@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytemuck::Zeroable;
 
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::arch::{Amx, Avx512Bf16, Avx512Vnni};
+use crate::cpu::arch::{Amx, Avx2Int8, Avx512Bf16, Avx512Vnni};
 use crate::cpu::simd::{Dot, DotKernel, Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit};
 use crate::cpu::{Buffer, Isa};
 use crate::dtype::Dtype;
@@ -60,6 +60,8 @@ pub const UNITS: &[Unit] = &[
     Unit { name: "AVX-512 bf16", dtype: Dtype::Bf16, measure: dot_peak::<Avx512Bf16> },
     #[cfg(target_arch = "x86_64")]
     Unit { name: "AMX bf16", dtype: Dtype::Bf16, measure: |threads| tile_peak::<Amx, false>(threads) },
+    #[cfg(target_arch = "x86_64")]
+    Unit { name: "AVX2 16 bits", dtype: Dtype::Int8, measure: dot_peak::<Avx2Int8> },
     #[cfg(target_arch = "x86_64")]
     Unit { name: "AVX-512 VNNI", dtype: Dtype::Int8, measure: dot_peak::<Avx512Vnni> },
     #[cfg(target_arch = "x86_64")]
@@ -150,7 +152,7 @@ fn dot_peak<D: Dot>(threads: usize) -> Option<f64> {
     let dot = D::new()?;
     Some(rate(threads, || {
         dot.vectorize(Dots);
-        2 * chains::<D::Simd>() * D::Simd::LANES * D::GROUP * STEPS
+        2 * chains::<D::Simd>() * D::Simd::LANES * D::GROUP / D::PARTS * STEPS
     }))
 }
 
@@ -223,6 +225,8 @@ impl Kernel for Sum<'_> {
 
 /// Turns of a peak's loop.
 const STEPS: usize = 20_000_000;
+/// Words of weights that take turns.
+const TURNS: usize = 8;
 /// Independent sums. Where there are registers for twice as many, an addition may take so long that it needs them.
 const CHAINS: usize = 12;
 
@@ -231,20 +235,22 @@ const fn chains<S: Simd>() -> usize {
     if S::LANES == MAX_LANES { 2 * CHAINS } else { CHAINS }
 }
 
-/// Products of what lies in a register, of a narrow type.
+/// Products of what lies in a register, of a narrow type, a part of a word at a time.
 struct Dots;
 
 impl<D: Dot> DotKernel<D> for Dots {
     #[inline(always)]
     fn run(self, d: D) {
         let s = d.simd();
-        let (x, words) = (black_box(D::X::zeroed()), [0.0; MAX_LANES]);
-        let words = d.words(d.simd().load_array(&D::Simd::arrays(black_box(&words))[0]));
+        // Unknown numbers, other ones each time: products that are all the same would be made once.
+        let (x, words) = (black_box([D::X::zeroed(); CHAINS]), black_box([0.0; TURNS * MAX_LANES]));
+        let words = &D::Simd::arrays(&words)[..TURNS];
         let mut sums = [[d.start(); CHAINS]; 2];
-        for _ in 0..STEPS {
-            for half in sums.iter_mut().take(chains::<D::Simd>() / CHAINS) {
-                for sum in half {
-                    *sum = d.add(*sum, &x, words);
+        for step in 0..STEPS {
+            let words = d.words(s.load_array(&words[step % TURNS]), 0);
+            for half in 0..chains::<D::Simd>() / CHAINS {
+                for c in 0..CHAINS {
+                    sums[half][c] = d.add(sums[half][c], &x[c], words, 0);
                 }
             }
         }

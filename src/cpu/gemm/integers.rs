@@ -114,7 +114,8 @@ impl Kernel for Bytes<'_> {
     }
 }
 
-/// `q − zero`, two integers of 16 bits a word; beyond the row they are of no consequence, as weights are zero there.
+/// `q − zero`, two integers of 16 bits a word: of four inputs the first and the third, then the others; beyond the row they
+/// are of no consequence, as weights are zero there.
 pub struct Shorts<'a> {
     pub words: &'a mut [f32],
     pub row: Row<'a>,
@@ -130,9 +131,10 @@ impl Kernel for Shorts<'_> {
         for i in (0..row.x.len()).step_by(S::LANES) {
             let mut steps = [0.0; 16];
             s.store(&mut steps, s.add(integers.quantize(s, row.activations(s, i)), s.splat(INTEGER)));
-            let pairs = steps[..S::LANES].as_chunks::<2>().0;
-            for (word, [first, second]) in words[i / 2..].iter_mut().zip(pairs) {
-                *word = f32::from_bits(first.to_bits() & 0xffff | second.to_bits() << 16);
+            let pair = |lower: f32, upper: f32| f32::from_bits(lower.to_bits() & 0xffff | upper.to_bits() << 16);
+            let fours = steps[..S::LANES].as_chunks::<4>().0;
+            for (words, &[a, b, c, d]) in words[i / 2..].as_chunks_mut::<2>().0.iter_mut().zip(fours) {
+                *words = [pair(a, c), pair(b, d)];
             }
         }
     }
@@ -302,10 +304,10 @@ pub(super) mod tests {
             let mut steps = [9.0; 5];
             token.run(Steps { y: &mut steps, row, integers: halves });
             assert_eq!(steps, [-128.0, 127.0, 1.0, -2.0, 0.0]);
-            let mut words = [0.0; 3];
+            let mut words = [0.0; 4];
             token.run(Shorts { words: &mut words, row, integers: halves });
             let shorts = words.map(|word| [word.to_bits() as u16 as i16, (word.to_bits() >> 16) as i16]);
-            assert_eq!(shorts, [[-128, 127], [1, -2], [0, 0]]);
+            assert_eq!(shorts, [[-128, 1], [127, -2], [0, 0], [0, 0]]);
             let mut words = [0.0; 2];
             token.run(Bytes { words: &mut words, row, integers: halves, offset: 0.0 });
             assert_eq!(words[0].to_bits().to_le_bytes(), [0, 255, 129, 126]);

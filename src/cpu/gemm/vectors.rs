@@ -15,9 +15,8 @@ use super::weight::Panels;
 use crate::cpu::parallel::Tile;
 use crate::cpu::simd::{Dot, DotKernel, Form, Kernel, Simd, Token};
 
-/// Rows up to which one of several tiles may meet its weights first; taller ones pass over a piece of a panel that is in a
-/// cache.
-const STREAMING_ROWS: usize = 8;
+/// Floats of a cache line.
+const LINE: usize = 16;
 /// How far ahead of its use a weight is asked for that comes from memory, in floats.
 const STREAMING_AHEAD: usize = 4096;
 /// How far ahead of its use is asked for what comes from the second-level cache, in floats.
@@ -63,6 +62,12 @@ impl<D: Dot> Vectors<D> {
         first..first + Self::floats(len, pass.len())
     }
 
+    /// Whether a tile of so many rows, if it is one of several, passes over a piece of a panel that is in a cache; of lower
+    /// ones there are so few that the first meets it in memory.
+    const fn is_tall(rows: usize) -> bool {
+        3 * rows > 2 * Self::ROWS
+    }
+
     /// The sums of `len` rows and one panel.
     fn tile(self, sums: Sums<'_, '_>, len: usize, x: &[f32], w: Piece<'_>) {
         macro_rules! pick {
@@ -85,7 +90,7 @@ impl<D: Dot> Microkernel for Vectors<D> {
         _ => Format::Int4,
     };
     const WIDTH: usize = 2 * D::Simd::LANES;
-    const ROWS: usize = D::ROWS;
+    const ROWS: usize = D::Simd::TILE_ROWS;
 
     fn new() -> Option<Self> {
         D::new().map(Vectors)
@@ -174,6 +179,22 @@ struct Micro<'a, 'b, const M: usize, D> {
     dot: PhantomData<D>,
 }
 
+/// Adds the products of words, part by part, in code without a loop. Sums of many rows fill the registers, so their words
+/// are read again for each part.
+macro_rules! multiply {
+    ($d:ident, $sums:ident, $x:ident, $words:ident, [$($part:literal)*]) => {$(
+        if $part < D::PARTS {
+            let s = $d.simd();
+            let many = 2 * M > D::Simd::TILE_ROWS;
+            let [left, right] = if many { [s.again(&$words[0]), s.again(&$words[1])] } else { $words.each_ref() };
+            let w = [$d.words(s.load_array(left), $part), $d.words(s.load_array(right), $part)];
+            for r in 0..M {
+                $sums[r] = [$d.add($sums[r][0], &$x[r], w[0], $part), $d.add($sums[r][1], &$x[r], w[1], $part)];
+            }
+        }
+    )*};
+}
+
 impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
     #[inline(always)]
     fn run(self, d: D) {
@@ -184,7 +205,7 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
         let (x, of_rows) = x.split_at(words.len() * M * (size_of::<D::X>() / size_of::<f32>()));
         let x = &bytemuck::cast_slice::<f32, D::X>(x).as_chunks::<M>().0[..words.len()];
         let (mut sums, mut weighed) = ([[d.start(); 2]; M], [[s.splat(0.0); 2]; M]);
-        if M > STREAMING_ROWS {
+        if Vectors::<D>::is_tall(M) {
             // So that the result's lines, and what is added to them, are there when the sums are.
             for row in tile.rows().skip(start).take(M) {
                 epilogue.of_row(row, cols.clone(), outputs).fetch(s);
@@ -194,22 +215,20 @@ impl<const M: usize, D: Dot> DotKernel<D> for Micro<'_, '_, M, D> {
             }
         }
         let later = w.later.len().div_ceil(words.len().max(1));
-        let ahead = if M > STREAMING_ROWS && later > 0 { AHEAD } else { STREAMING_AHEAD };
+        let ahead = if Vectors::<D>::is_tall(M) && later > 0 { AHEAD } else { STREAMING_AHEAD };
         for first in (0..words.len()).step_by(D::WORDS_PER_FACTOR) {
             for k in first..words.len().min(first.saturating_add(D::WORDS_PER_FACTOR)) {
                 if !w.later.is_empty() {
                     s.prefetch_early(w.later.as_ptr().wrapping_add(k * later));
                 }
                 let (x, words) = (&x[k], &words[k]);
-                s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead));
-                s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead + lanes));
-                if M > STREAMING_ROWS {
+                for line in (0..2 * lanes).step_by(LINE) {
+                    s.prefetch(words.as_ptr().cast::<f32>().wrapping_add(ahead + line));
+                }
+                if Vectors::<D>::is_tall(M) {
                     s.prefetch(x.as_ptr().cast::<f32>().wrapping_add(AHEAD));
                 }
-                let w = [d.words(s.load_array(&words[0])), d.words(s.load_array(&words[1]))];
-                for r in 0..M {
-                    sums[r] = [d.add(sums[r][0], &x[r], w[0]), d.add(sums[r][1], &x[r], w[1])];
-                }
+                multiply!(d, sums, x, words, [0 1 2 3 4 5 6 7]);
             }
             if D::has_factors() {
                 let factors = factors(s, w.extras, first / D::WORDS_PER_FACTOR);

@@ -19,7 +19,7 @@ pub enum Form {
     Integers,
     /// A word of two bf16.
     Bf16,
-    /// Integers from −255 to 255, two a word; the row has a scale.
+    /// Integers from −255 to 255, two a word: of four inputs the first and the third, then the others; the row has a scale.
     Shorts,
     /// Integers from 0 to 255, four a word; the row has a scale, and an integer that stands for zero.
     Bytes,
@@ -38,16 +38,16 @@ pub trait Dot: Copy + Send + Sync + 'static {
     type Simd: Simd;
     /// What a row of activations has for a word, as [`FORM`](Dot::FORM) says.
     type X: Pod;
-    /// Words of as many outputs as a vector has lanes, ready to be multiplied.
+    /// A part of the words of as many outputs as a vector has lanes, ready to be multiplied.
     type Words: Copy;
     /// Sums of as many outputs.
     type Sums: Copy;
     /// Inputs of a word of weights.
     const GROUP: usize;
+    /// Parts of a word. A tile multiplies all its rows by one before the next is made ready, as registers are few.
+    const PARTS: usize;
     /// What [`X`](Dot::X) is.
     const FORM: Form;
-    /// Rows of the largest register tile.
-    const ROWS: usize = Self::Simd::TILE_ROWS;
     /// Words whose weights have a factor in common that no others have, if there are factors.
     const WORDS_PER_FACTOR: usize = usize::MAX;
 
@@ -64,10 +64,10 @@ pub trait Dot: Copy + Send + Sync + 'static {
     fn vectorize<K: DotKernel<Self>>(self, kernel: K);
     /// Sums of nothing.
     fn start(self) -> Self::Sums;
-    /// Makes words ready that were read.
-    fn words(self, w: <Self::Simd as Simd>::F32) -> Self::Words;
-    /// `sums + x · w`.
-    fn add(self, sums: Self::Sums, x: &Self::X, w: Self::Words) -> Self::Sums;
+    /// Makes a part of words ready that were read.
+    fn words(self, w: <Self::Simd as Simd>::F32, part: usize) -> Self::Words;
+    /// `sums + x · w`, of the inputs of a part.
+    fn add(self, sums: Self::Sums, x: &Self::X, w: Self::Words, part: usize) -> Self::Sums;
     /// The sums as f32.
     fn finish(self, sums: Self::Sums) -> <Self::Simd as Simd>::F32;
 }
@@ -100,6 +100,7 @@ impl<S: Simd> Dot for Floats<S> {
     type Words = S::F32;
     type Sums = S::F32;
     const GROUP: usize = 1;
+    const PARTS: usize = 1;
     const FORM: Form = Form::Floats;
 
     fn new() -> Option<Self> {
@@ -122,12 +123,12 @@ impl<S: Simd> Dot for Floats<S> {
     }
 
     #[inline(always)]
-    fn words(self, w: S::F32) -> S::F32 {
+    fn words(self, w: S::F32, _part: usize) -> S::F32 {
         w
     }
 
     #[inline(always)]
-    fn add(self, sums: S::F32, x: &f32, w: S::F32) -> S::F32 {
+    fn add(self, sums: S::F32, x: &f32, w: S::F32, _part: usize) -> S::F32 {
         self.0.fma(self.0.splat(*x), w, sums)
     }
 
@@ -144,9 +145,10 @@ pub struct Bf16Floats<S>(S);
 impl<S: Simd> Dot for Bf16Floats<S> {
     type Simd = S;
     type X = [f32; 2];
-    type Words = [S::F32; 2];
+    type Words = S::F32;
     type Sums = S::F32;
     const GROUP: usize = 2;
+    const PARTS: usize = 2;
     const FORM: Form = Form::Floats;
 
     fn new() -> Option<Self> {
@@ -169,14 +171,13 @@ impl<S: Simd> Dot for Bf16Floats<S> {
     }
 
     #[inline(always)]
-    fn words(self, w: S::F32) -> [S::F32; 2] {
-        self.0.halves(w)
+    fn words(self, w: S::F32, part: usize) -> S::F32 {
+        self.0.halves(w)[part]
     }
 
     #[inline(always)]
-    fn add(self, sums: S::F32, x: &[f32; 2], w: [S::F32; 2]) -> S::F32 {
-        let s = self.0;
-        s.fma(s.splat(x[1]), w[1], s.fma(s.splat(x[0]), w[0], sums))
+    fn add(self, sums: S::F32, x: &[f32; 2], w: S::F32, part: usize) -> S::F32 {
+        self.0.fma(self.0.splat(x[part]), w, sums)
     }
 
     #[inline(always)]
@@ -192,10 +193,10 @@ pub struct Int8Floats<S>(S);
 impl<S: Simd> Dot for Int8Floats<S> {
     type Simd = S;
     type X = [f32; 4];
-    // Widened where they are used: four vectors for each would not stay in registers.
     type Words = S::F32;
     type Sums = S::F32;
     const GROUP: usize = 4;
+    const PARTS: usize = 4;
     const FORM: Form = Form::Integers;
 
     fn new() -> Option<Self> {
@@ -218,17 +219,19 @@ impl<S: Simd> Dot for Int8Floats<S> {
     }
 
     #[inline(always)]
-    fn words(self, w: S::F32) -> S::F32 {
-        w
+    fn words(self, w: S::F32, part: usize) -> S::F32 {
+        let s = self.0;
+        match part {
+            0 => s.byte::<0>(w),
+            1 => s.byte::<1>(w),
+            2 => s.byte::<2>(w),
+            _ => s.byte::<3>(w),
+        }
     }
 
     #[inline(always)]
-    fn add(self, sums: S::F32, x: &[f32; 4], w: S::F32) -> S::F32 {
-        let s = self.0;
-        let sums = s.fma(s.splat(x[0]), s.byte::<0>(w), sums);
-        let sums = s.fma(s.splat(x[1]), s.byte::<1>(w), sums);
-        let sums = s.fma(s.splat(x[2]), s.byte::<2>(w), sums);
-        s.fma(s.splat(x[3]), s.byte::<3>(w), sums)
+    fn add(self, sums: S::F32, x: &[f32; 4], w: S::F32, part: usize) -> S::F32 {
+        self.0.fma(self.0.splat(x[part]), w, sums)
     }
 
     #[inline(always)]
@@ -254,11 +257,11 @@ impl<D: Dot, K: DotKernel<Int4<D>>> DotKernel<D> for OfBytes<K, D> {
 impl<D: Dot> Dot for Int4<D> {
     type Simd = D::Simd;
     type X = [D::X; 2];
-    type Words = [D::Words; 2];
+    type Words = D::Words;
     type Sums = D::Sums;
     const GROUP: usize = 2 * D::GROUP;
+    const PARTS: usize = 2 * D::PARTS;
     const FORM: Form = D::FORM;
-    const ROWS: usize = D::ROWS;
     const WORDS_PER_FACTOR: usize = INPUTS_PER_FACTOR / Self::GROUP;
 
     fn new() -> Option<Self> {
@@ -281,14 +284,13 @@ impl<D: Dot> Dot for Int4<D> {
     }
 
     #[inline(always)]
-    fn words(self, w: <D::Simd as Simd>::F32) -> [D::Words; 2] {
-        let [lower, upper] = self.simd().codes(w);
-        [self.0.words(lower), self.0.words(upper)]
+    fn words(self, w: <D::Simd as Simd>::F32, part: usize) -> D::Words {
+        self.0.words(self.simd().codes(w)[part / D::PARTS], part % D::PARTS)
     }
 
     #[inline(always)]
-    fn add(self, sums: D::Sums, x: &[D::X; 2], w: [D::Words; 2]) -> D::Sums {
-        self.0.add(self.0.add(sums, &x[0], w[0]), &x[1], w[1])
+    fn add(self, sums: D::Sums, x: &[D::X; 2], w: D::Words, part: usize) -> D::Sums {
+        self.0.add(sums, &x[part / D::PARTS], w, part % D::PARTS)
     }
 
     #[inline(always)]

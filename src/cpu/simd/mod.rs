@@ -68,6 +68,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn arrays(x: &[f32]) -> &[Self::Array];
     /// All of `x`.
     fn load_array(self, x: &Self::Array) -> Self::F32;
+    /// `x`, which the compiler takes for something new: it is read again instead of being kept in a register, where there
+    /// are few.
+    #[inline(always)]
+    fn again(self, x: &Self::Array) -> &Self::Array {
+        x
+    }
     /// The first [`LANES`](Simd::LANES) elements of `x`; `fill` where it has fewer.
     fn load_or(self, x: &[f32], fill: f32) -> Self::F32;
     /// Stores to the first [`LANES`](Simd::LANES) elements of `y`, or to as many as it has.

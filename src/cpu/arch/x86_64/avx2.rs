@@ -1,5 +1,6 @@
 //! AVX2 with FMA: 8 lanes, 16 registers.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::cpu::simd::{CODES, Kernel, Simd, Token};
@@ -64,6 +65,16 @@ impl Simd for Avx2 {
     fn load_array(self, x: &[f32; LANES]) -> __m256 {
         // SAFETY: the instructions are there as `self` is, and `x` is `LANES` long.
         unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn again(self, x: &[f32; LANES]) -> &[f32; LANES] {
+        let mut address: *const [f32; LANES] = x;
+        // SAFETY: a comment changes nothing, so this is still the address of `x`.
+        unsafe {
+            asm!("/* {} */", inout(reg) address, options(readonly, nostack, preserves_flags));
+            &*address
+        }
     }
 
     #[inline(always)]

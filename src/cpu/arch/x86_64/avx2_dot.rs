@@ -1,5 +1,6 @@
 //! AVX2's products of narrow numbers: pairs of 16 bits, for int8.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Avx2;
@@ -17,16 +18,24 @@ macro_rules! dot {
     };
 }
 
+/// No instruction, only a sum that is needed now: the compiler would first add up all products of a word, which has no
+/// registers for them.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn complete(mut sums: __m256i) -> __m256i {
+    // SAFETY: a comment changes nothing.
+    unsafe { asm!("/* {} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags)) };
+    sums
+}
+
 impl Dot for Avx2Int8 {
     type Simd = Avx2;
-    type X = [i16; 4];
-    type Words = [__m256i; 2];
-    // Two sums for each output, of its inputs' first and second halves; four outputs in a vector.
-    type Sums = [__m256i; 2];
+    type X = [i32; 2];
+    type Words = __m256i;
+    type Sums = __m256i;
     const GROUP: usize = 4;
+    const PARTS: usize = 2;
     const FORM: Form = Form::Shorts;
-    // More would not stay in registers.
-    const ROWS: usize = 2;
 
     fn new() -> Option<Self> {
         Avx2::new().map(Avx2Int8)
@@ -48,34 +57,26 @@ impl Dot for Avx2Int8 {
     }
 
     #[inline(always)]
-    fn start(self) -> [__m256i; 2] {
-        dot!([_mm256_setzero_si256(); 2])
+    fn start(self) -> __m256i {
+        dot!(_mm256_setzero_si256())
     }
 
+    /// Bytes 0 and 2 of each word as 16 bits, or bytes 1 and 3.
     #[inline(always)]
-    fn words(self, w: __m256) -> [__m256i; 2] {
+    fn words(self, w: __m256, part: usize) -> __m256i {
         dot!({
             let bytes = _mm256_castps_si256(w);
-            let (first, others) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
-            [_mm256_cvtepi8_epi16(first), _mm256_cvtepi8_epi16(others)]
+            _mm256_srai_epi16::<8>(if part == 0 { _mm256_slli_epi16::<8>(bytes) } else { bytes })
         })
     }
 
     #[inline(always)]
-    fn add(self, sums: [__m256i; 2], x: &[i16; 4], w: [__m256i; 2]) -> [__m256i; 2] {
-        dot!({
-            let x = _mm256_set1_epi64x(bytemuck::cast(*x));
-            let first = _mm256_add_epi32(sums[0], _mm256_madd_epi16(w[0], x));
-            [first, _mm256_add_epi32(sums[1], _mm256_madd_epi16(w[1], x))]
-        })
+    fn add(self, sums: __m256i, x: &[i32; 2], w: __m256i, part: usize) -> __m256i {
+        dot!(complete(_mm256_add_epi32(sums, _mm256_madd_epi16(w, _mm256_set1_epi32(x[part])))))
     }
 
     #[inline(always)]
-    fn finish(self, sums: [__m256i; 2]) -> __m256 {
-        dot!({
-            // Outputs 0 1, 4 5, 2 3, 6 7.
-            let outputs = _mm256_hadd_epi32(sums[0], sums[1]);
-            _mm256_cvtepi32_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(outputs))
-        })
+    fn finish(self, sums: __m256i) -> __m256 {
+        dot!(_mm256_cvtepi32_ps(sums))
     }
 }

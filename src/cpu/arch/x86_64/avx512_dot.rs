@@ -27,6 +27,7 @@ impl Dot for Avx512Vnni {
     type Words = __m512i;
     type Sums = __m512i;
     const GROUP: usize = 4;
+    const PARTS: usize = 1;
     const FORM: Form = Form::Bytes;
 
     fn new() -> Option<Self> {
@@ -54,12 +55,12 @@ impl Dot for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn words(self, w: __m512) -> __m512i {
+    fn words(self, w: __m512, _part: usize) -> __m512i {
         dot!(_mm512_castps_si512(w))
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512i, x: &u32, w: __m512i) -> __m512i {
+    fn add(self, sums: __m512i, x: &u32, w: __m512i, _part: usize) -> __m512i {
         dot!(_mm512_dpbusd_epi32(sums, _mm512_set1_epi32(*x as i32), w))
     }
 
@@ -75,6 +76,7 @@ impl Dot for Avx512Bf16 {
     type Words = __m512bh;
     type Sums = __m512;
     const GROUP: usize = 2;
+    const PARTS: usize = 1;
     const FORM: Form = Form::Bf16;
 
     fn new() -> Option<Self> {
@@ -102,13 +104,13 @@ impl Dot for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn words(self, w: __m512) -> __m512bh {
+    fn words(self, w: __m512, _part: usize) -> __m512bh {
         // SAFETY: the instructions are there as `self` is; both types are 512 bits of which every pattern is a value.
         unsafe { std::mem::transmute::<__m512, __m512bh>(w) }
     }
 
     #[inline(always)]
-    fn add(self, sums: __m512, x: &u32, w: __m512bh) -> __m512 {
+    fn add(self, sums: __m512, x: &u32, w: __m512bh, _part: usize) -> __m512 {
         // SAFETY: as in `words`.
         unsafe {
             let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x as i32));
