@@ -10,11 +10,13 @@ struct Shared {
     float logs[TILE], means[TILE];  // of each query: the logarithm to base 2, and dy y
 };
 
-KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_kv(bf16* __restrict__ dqkv, const bf16* __restrict__ dy,
-                                                 const bf16* __restrict__ y, const float* __restrict__ lse,
-                                                 const bf16* __restrict__ qkv, u32 key0, u32 key1, u32 threshold,
+KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_kv(bf16* dqkv, const bf16* dy,
+                                                 const bf16* y, const float* lse,
+                                                 const bf16* qkv, u32 key0, u32 key1, u32 threshold,
                                                  float factor, const u32* __restrict__ bounds, int heads,
                                                  int head_dim) {
+    let_next_begin();
+    wait_for_previous();
     DYNAMIC_SHARED(Shared, shared);
     Tile(&queries)[2] = shared->queries, (&slopes)[2] = shared->slopes, &outputs = shared->outputs;
     const int tile = blockIdx.x;  // those with the most queries begin first

@@ -5,11 +5,13 @@
 // Source: Dao 2023 (FlashAttention-2); dq_t = sum_s g_ts k_s / sqrt(D), g_ts = p_ts (m_ts dy_t v_s - dy_t y_t).
 #include "flash.cuh"
 
-KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_q(bf16* __restrict__ dqkv, const bf16* __restrict__ dy,
-                                                const bf16* __restrict__ y, const float* __restrict__ lse,
-                                                const bf16* __restrict__ qkv, u32 key0, u32 key1, u32 threshold,
+KERNEL BOUNDS(FLASH_THREADS, 3) attention_bwd_q(bf16* dqkv, const bf16* dy,
+                                                const bf16* y, const float* lse,
+                                                const bf16* qkv, u32 key0, u32 key1, u32 threshold,
                                                 float factor, const u32* __restrict__ bounds, int heads,
                                                 int head_dim) {
+    let_next_begin();
+    wait_for_previous();
     __shared__ __align__(16) Tile keys[2], values[2];
     // Those with the most keys begin first.
     const int tile = gridDim.x - 1 - blockIdx.x;

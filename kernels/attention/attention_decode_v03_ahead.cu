@@ -22,38 +22,20 @@
 #define TURNS (THREADS / TOGETHER)  // keys of a thread, one after the other
 #define LEFT PART_LEN(HEAD_DIM)     // elements of a part
 
-// Adds up each of eight values over the lanes that differ in the bits of their numbers from FROM down to TO, which share
-// the results: the higher its bits, the later are those that a lane has, in front.
-template <int FROM, int TO> DEVICE void share_sums(float (&v)[8]) {
-    const int lane = lane_in_warp();
-    int count = 8;
-#pragma unroll
-    for (int distance = FROM; distance >= TO; distance /= 2) {
-        count /= 2;
-        const bool upper = lane & distance;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i >= count) continue;
-            const float mine = upper ? v[i + count] : v[i], other = upper ? v[i] : v[i + count];
-            v[i] = mine + __shfl_xor_sync(0xffffffffu, other, distance);
-        }
-    }
-}
-
 KERNEL BOUNDS(THREADS, 2) attention_decode(act* __restrict__ y, act* keys, act* values, const act* qkv,
                                            const u32* __restrict__ bounds, const u32* __restrict__ slots,
                                            const u32* __restrict__ positions, float* parts, u32* counters, int capacity,
                                            int heads, int) {
     let_next_begin();
     const int block = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
-    const int n = bounds[2 * row];
+    const int n = bounds[2 * row], slot = slots[row];
     if (n == (int)bounds[2 * row + 1]) return;  // the whole block
     const int count = (int)positions[n] + 1, blocks = (count + THREADS - 1) / THREADS;
     if (block >= blocks) return;  // the whole block
     const int first = block * THREADS, here = count - first < THREADS ? count - first : THREADS;
     const int newest = count - 1 - first;  // beyond this block's keys, if it is another's
     const int group = (int)threadIdx.x / LANES, lane = (int)threadIdx.x % LANES, d = 8 * lane;
-    const size_t cached = (((size_t)slots[row] * heads + head) * capacity + first) * HEAD_DIM + d;
+    const size_t cached = (((size_t)slot * heads + head) * capacity + first) * HEAD_DIM + d;
     keys += cached;
     values += cached;
     uint4 key[TURNS], value[TURNS];

@@ -5,9 +5,11 @@
 // Source: Dao 2023 (FlashAttention-2).
 #include "flash.cuh"
 
-KERNEL BOUNDS(FLASH_THREADS, 4) attention_fwd(bf16* __restrict__ y, float* __restrict__ lse,
-                                              const bf16* __restrict__ qkv, u32 key0, u32 key1, u32 threshold,
+KERNEL BOUNDS(FLASH_THREADS, 4) attention_fwd(bf16* __restrict__ y, float* lse,
+                                              const bf16* qkv, u32 key0, u32 key1, u32 threshold,
                                               float factor, const u32* __restrict__ bounds, int heads, int head_dim) {
+    let_next_begin();
+    wait_for_previous();
     __shared__ __align__(16) Tile queries, keys[2], values[2];
     // Those with the most keys begin first.
     const int tile = gridDim.x - 1 - blockIdx.x;

@@ -58,6 +58,24 @@ DEVICE float dot_head(const HeadPart& x, const HeadPart& y) {
     return warp_sum(sum);
 }
 
+// Adds up each of eight values over the lanes that differ in the bits of their numbers from FROM down to TO, which share
+// the results: the higher its bits, the later are those that a lane has, in front.
+template <int FROM, int TO> DEVICE void share_sums(float (&v)[8]) {
+    const int lane = lane_in_warp();
+    int count = 8;
+#pragma unroll
+    for (int distance = FROM; distance >= TO; distance /= 2) {
+        count /= 2;
+        const bool upper = lane & distance;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (i >= count) continue;
+            const float mine = upper ? v[i + count] : v[i], other = upper ? v[i] : v[i + count];
+            v[i] = mine + __shfl_xor_sync(0xffffffffu, other, distance);
+        }
+    }
+}
+
 // 1 / sqrt(D): queries are multiplied with it when they are loaded.
 DEVICE float score_scale(int head_dim) { return 1.0f / sqrtf((float)head_dim); }
 

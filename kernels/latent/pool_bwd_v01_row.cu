@@ -8,7 +8,7 @@
 
 KERNEL BOUNDS(256, 1) pool_bwd(act* __restrict__ dx_acc, float* __restrict__ g, const float* __restrict__ dy,
                                const float* __restrict__ scores, const act* __restrict__ x,
-                               const float* __restrict__ w, const u32* __restrict__ bounds, int width) {
+                               const float* __restrict__ w, const u32* __restrict__ bounds, int, int width) {
     __shared__ float shared[8];
     const int row = blockIdx.x, lane = threadIdx.x % 32;
     const int start = bounds[2 * row], end = bounds[2 * row + 1];

@@ -5,7 +5,9 @@
 // Source: own.
 #include "values.cuh"
 
-KERNEL BOUNDS(256, 4) cast(Y* __restrict__ y, const X* __restrict__ x, int columns, int stride) {
+KERNEL BOUNDS(256, 4) cast(Y* __restrict__ y, const X* x, int columns, int stride) {
+    let_next_begin();
+    wait_for_previous();
     const int blocks = (stride + 1023) / 1024, row = blockIdx.x / blocks;
     const int column = blockIdx.x % blocks * 1024 + 4 * threadIdx.x;
     if (column >= stride) return;

@@ -6,7 +6,9 @@
 #include "act.cuh"
 #include "reduce.cuh"
 
-KERNEL BOUNDS(256, 1) column_sums(float* __restrict__ y_acc, const act* __restrict__ x, int rows, int width) {
+KERNEL BOUNDS(256, 1) column_sums(float* y_acc, const act* x, int rows, int width) {
+    let_next_begin();
+    wait_for_previous();
     __shared__ float shared[COLUMN_LANES][32];
     const ColumnThread at = column_thread();
     float sum = 0.0f;

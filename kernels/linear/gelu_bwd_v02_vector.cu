@@ -7,6 +7,8 @@
 #include "values.cuh"
 
 KERNEL BOUNDS(256, 4) gelu_bwd(act* du, const act* dy, const act* u, int len) {
+    let_next_begin();
+    wait_for_previous();
     const int first = (blockIdx.x * 256 + threadIdx.x) * 8;
     if (first >= len) return;
     float slope[8], x[8];

@@ -5,7 +5,7 @@
 // Needs: sm_80+, LAYOUT 0, A_BF16 = B_BF16; all but x and e are parameters; k <= 1024, a multiple of 4; with latents a slot
 //        for each row, and `fused`, which is not x: other blocks still read that; grid (ceil(m / MOST_ROWS),
 //        ceil(n / COLUMNS)), block THREADS.
-// Source: own. The norm has the bits of layernorm_fwd_v02_warp.
+// Source: own. The norm has the bits of layernorm_fwd_v03_stream.
 #define MOST_DEPTH 1024
 #include "gemv.cuh"
 

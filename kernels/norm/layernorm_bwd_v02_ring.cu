@@ -1,13 +1,12 @@
-// Idea: a warp takes every fourth row of a block's; while it has one, the next comes to shared memory. It keeps its
-// columns' sums for gain and bias in registers, so that nothing is read twice.
+// Idea: warps take a block's rows in turn; while one has a row, its next comes to shared memory. It keeps its columns' sums for
+// gain and bias in registers, so that nothing is read twice.
 // Against: v01_columns: one read of dy and x instead of two, 16 bytes each, under way all the time.
 // Bound: memory; tokens * width * (3 * sizeof(X) + sizeof(Y) + 8 / PART_ROWS) bytes, tokens * width * 18 FLOPs.
-// Needs: any sm_80+; width <= 1024 and a multiple of 8; grid ceil(tokens / PART_ROWS), block 128, dynamic shared memory
-// WARPS * STAGES * width * (2 * sizeof(X) + sizeof(Y)): two blocks a multiprocessor at a width of 768.
+// Needs: any sm_80+; width <= 1024 and a multiple of 8; grid ceil(tokens / PART_ROWS), block 32 * WARPS, dynamic shared
+// memory WARPS * STAGES * width * (2 * sizeof(X) + sizeof(Y)): of eight warps more than sm_89 and sm_120 have.
 // Source: as v01_columns; own.
 #include "vector.cuh"
 
-#define WARPS 4
 #define STAGES 2
 
 // Starts the copy of a row by a warp, 16 bytes at a time.
@@ -26,10 +25,12 @@ struct Row {
     Y* dy;
 };
 
-KERNEL BOUNDS(128, 2) layernorm_bwd(X* __restrict__ dx_acc, float* __restrict__ parts, const Y* __restrict__ dy,
-                                    const X* __restrict__ x, const float* __restrict__ mean,
-                                    const float* __restrict__ rstd, const float* __restrict__ gain, int tokens,
-                                    int width) {
+KERNEL BOUNDS(32 * WARPS, 8 / WARPS) layernorm_bwd(X* dx_acc, float* parts, const Y* dy, const X* x, const float* mean,
+                                                   const float* rstd, const float* __restrict__ gain, int tokens,
+                                                   int width) {
+    let_next_begin();
+    for (int c = 8 * (int)threadIdx.x; c < width; c += 8 * 32 * WARPS) prefetch_l2(gain + c);
+    wait_for_previous();
     DYNAMIC_SHARED(u8, ring);
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int row_bytes = width * (2 * sizeof(X) + sizeof(Y)), warp_bytes = STAGES * row_bytes;
@@ -56,10 +57,10 @@ KERNEL BOUNDS(128, 2) layernorm_bwd(X* __restrict__ dx_acc, float* __restrict__ 
     };
 
     RowPart gains = {}, biases = {};
-    fetch(0);
+    for (int i = 0; i < STAGES - 1; i++) fetch(i);
     for (int i = 0; first + WARPS * i < end; i++) {
-        fetch(i + 1);
-        cp_async_wait<1>();
+        fetch(i + STAGES - 1);
+        cp_async_wait<STAGES - 1>();
         __syncwarp();
         const Row row = stage(i);
         const float centre = __shfl_sync(0xffffffffu, centres, i), scale = __shfl_sync(0xffffffffu, scales, i);

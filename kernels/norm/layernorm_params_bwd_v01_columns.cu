@@ -5,8 +5,10 @@
 // Source: own.
 #include "reduce.cuh"
 
-KERNEL BOUNDS(256, 1) layernorm_params_bwd(float* __restrict__ dgain_acc, float* __restrict__ dbias_acc,
-                                           const float* __restrict__ parts, int count, int width) {
+KERNEL BOUNDS(256, 1) layernorm_params_bwd(float* dgain_acc, float* dbias_acc, const float* parts, int count,
+                                           int width) {
+    let_next_begin();
+    wait_for_previous();
     __shared__ float shared[COLUMN_LANES][32];
     const ColumnThread at = column_thread();
     float sum = 0.0f;

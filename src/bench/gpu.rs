@@ -19,7 +19,7 @@ pub struct Report {
     pub device: String,
     /// The type of activations and weights.
     pub dtype: String,
-    /// Bytes a second, read and written, of a copy within the device.
+    /// Bytes a second, read and written, of a long copy within the device.
     pub copy_bandwidth: f64,
     /// Kernels.
     pub kernels: Vec<KernelRow>,
@@ -42,8 +42,10 @@ pub struct KernelRow {
     pub milliseconds: f64,
     /// TFLOP/s.
     pub teraflops: f64,
-    /// Bytes a second over those of a copy.
+    /// Bytes a second over those of a long copy.
     pub copy_share: f64,
+    /// The time of a copy that moves as many bytes, the cache flushed before it too, over that of the case.
+    pub like_copy_share: f64,
 }
 
 /// A model's work.
@@ -108,12 +110,16 @@ pub fn run(options: &DeviceOptions, what: &What, source: &Source, on_row: &mut d
     let scale = scale_of(options.device);
     let cuda = open_cuda(options)?;
     let device = cuda.driver().describe();
-    let copy_bandwidth = copy_bandwidth(&cuda, scale)?;
+    let mut clock = Clock::new(&cuda, scale)?;
+    let long: usize = if scale == Scale::Full { 2 << 30 } else { 1 << 17 };
+    let copy_bandwidth = long as f64 / clock.copy(long)?;
     on_row(format!("{device}\ncopy {:.0} GB/s, read and written", copy_bandwidth / 1e9));
-    let mut kernels = Vec::new();
-    let mut flush = cuda.real(if scale == Scale::Full { 64 << 20 } else { 64 })?;
+    let (mut kernels, mut like) = (Vec::new(), (0.0, 0.0));
     trial::run(&cuda, scale, &|kernel| what.takes(kernel), &mut |mut trial: Trial<'_>| {
-        let seconds = time(&cuda, if scale == Scale::Full { 20 } else { 1 }, &mut trial, &mut flush)?;
+        if like.0 != trial.bytes {
+            like = (trial.bytes, clock.copy(trial.bytes as usize)?);
+        }
+        let seconds = clock.time(&mut || trial.repeat())?;
         let row = KernelRow {
             case: trial.case.into(),
             error: trial.error,
@@ -121,22 +127,24 @@ pub fn run(options: &DeviceOptions, what: &What, source: &Source, on_row: &mut d
             milliseconds: seconds * 1e3,
             teraflops: trial.flops / seconds / 1e12,
             copy_share: trial.bytes / seconds / copy_bandwidth,
+            like_copy_share: like.1 / seconds,
             kernel: trial.kernel,
         };
         on_row(format!(
-            "{:<34} {:<38} {:>9.4} ms {:>8.2} TFLOP/s {:>5.0} % of copy  error {:.1e} {}",
+            "{:<34} {:<38} {:>9.4} ms {:>8.2} TFLOP/s {:>5.0} % of a long copy {:>5.0} % of one like it  error {:.1e} {}",
             row.kernel,
             row.case,
             row.milliseconds,
             row.teraflops,
             100.0 * row.copy_share,
+            100.0 * row.like_copy_share,
             row.error,
             if row.passes { "ok" } else { "WRONG" },
         ));
         kernels.push(row);
         Ok(())
     })?;
-    drop(flush);
+    drop(clock);
     drop(cuda);
     if let What::Ops(ops) = what {
         let timed = |op: &String| {
@@ -164,24 +172,36 @@ pub fn run(options: &DeviceOptions, what: &What, source: &Source, on_row: &mut d
     Ok(Report { device, dtype: options.dtype().to_string(), copy_bandwidth, kernels, models })
 }
 
-/// Bytes a second read and written, both counted, when memory is copied.
-fn copy_bandwidth(cuda: &Cuda, scale: Scale) -> Result<f64> {
-    let (bytes, mut copy) = trial::copying(cuda, scale)?;
-    copy()?;
-    let times = (0..10).map(|_| cuda.driver().time(&mut copy)).collect::<Result<Vec<_>>>()?;
-    Ok(bytes / (median(&times) * 1e-3))
+/// Times work by the device's clock.
+struct Clock<'a> {
+    cuda: &'a Cuda,
+    /// As large as takes all else out of the cache.
+    flush: Buffer,
+    repetitions: usize,
 }
 
-/// Median seconds of a trial by the device's clock; `flush` is as large as takes its operands out of the cache.
-fn time(cuda: &Cuda, repetitions: usize, trial: &mut Trial<'_>, flush: &mut Buffer) -> Result<f64> {
-    let mut times = Vec::new();
-    for _ in 0..repetitions {
-        let len = flush.len();
-        cuda.zero_real(flush, len);
-        cuda.status()?;
-        times.push(cuda.driver().time(&mut || trial.repeat())?);
+impl<'a> Clock<'a> {
+    fn new(cuda: &'a Cuda, scale: Scale) -> Result<Self> {
+        let (len, repetitions) = if scale == Scale::Full { (64 << 20, 20) } else { (64, 1) };
+        Ok(Clock { cuda, flush: cuda.real(len)?, repetitions })
     }
-    Ok(median(&times) * 1e-3)
+
+    /// Median seconds of `work`, the cache flushed before each.
+    fn time(&mut self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let mut times = Vec::new();
+        for _ in 0..self.repetitions {
+            let len = self.flush.len();
+            self.cuda.zero_real(&mut self.flush, len);
+            self.cuda.status()?;
+            times.push(self.cuda.driver().time(work)?);
+        }
+        Ok(median(&times) * 1e-3)
+    }
+
+    /// The same of a copy that moves `bytes`, read and written both counted.
+    fn copy(&mut self, bytes: usize) -> Result<f64> {
+        self.time(&mut trial::copying(self.cuda, bytes / 2)?)
+    }
 }
 
 /// Times a case's job, which does `count` of `unit` each time.

@@ -86,6 +86,17 @@ impl Memory {
         }
     }
 
+    /// Zeros what nobody uses, so that nothing is found there that an op left.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn zero_idle(&self) -> Result<()> {
+        let idle = self.idle();
+        let mut blocks = idle.blocks.iter().flat_map(|(bytes, addresses)| addresses.iter().map(|at| (*at, *bytes)));
+        // SAFETY: as in `trim`, and nobody takes them meanwhile.
+        blocks.try_for_each(|(at, bytes)| unsafe { self.driver.zero(at, bytes) })
+    }
+
     /// From now on, what this thread's buffers give back is kept for a graph.
     pub fn begin_recording(&self) {
         self.idle().recorded = Some((thread::current().id(), Blocks::new()));

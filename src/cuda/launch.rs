@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
+use super::choice::{self, Forced};
 use super::driver::{Arch, Arg, Driver, Function, Geometry};
 use super::problem::{Problem, Types};
-use super::registry::{self, Forced, Kernel, REGISTRY};
+use super::registry::{Kernel, REGISTRY};
 use super::source::{Program, Sources};
 use crate::error::{Error, Result};
 
@@ -67,7 +68,7 @@ impl Kernels {
     /// # Errors
     /// None can do it.
     pub fn choose(&self, op: &str, problem: &Problem) -> Result<Choice> {
-        let (row, kernel) = registry::choose(op, problem, self.arch, &self.forced)?;
+        let (row, kernel) = choice::choose(op, problem, self.arch, &self.forced)?;
         let function = self.functions.get(&(row, problem.types)).copied();
         let function = function
             .ok_or_else(|| Error::Unsupported(format!("{} was not compiled for {:?}", kernel.id(), problem.types)))?;

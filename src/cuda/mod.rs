@@ -14,6 +14,7 @@ pub mod ahead;
 pub mod archive;
 mod buffer;
 mod cache;
+pub mod choice;
 mod compile;
 pub mod driver;
 mod graph;
@@ -34,10 +35,11 @@ use half::bf16;
 use crate::backend::{HostFloat, Matrix, Recordings, Role, Storage};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use choice::Forced;
 use driver::{Address, Arg, Driver, Tiling};
 use graph::Recorded;
 use problem::{Layout, Problem, Types};
-use registry::{Forced, Kernel, Tail};
+use registry::{Kernel, Tail};
 use source::Sources;
 
 /// A GPU, or the CPU in its place.

@@ -5,8 +5,6 @@
 use super::driver::{Arch, Geometry};
 use super::problem::{Layout, Problem, Types, Uses};
 use crate::dtype::Dtype;
-use crate::env::variable;
-use crate::error::{Error, Result};
 
 /// A variant of a kernel.
 #[derive(Debug)]
@@ -103,6 +101,12 @@ fn warps(p: &Problem) -> Geometry {
     geometry(p.rows.div_ceil(4), 1, 1, 128)
 }
 
+/// Warps for as many rows as multiprocessors have room for, or for an equal share of them.
+fn streams(p: &Problem) -> Geometry {
+    let at_once = PERSISTENT * 4 * 4;
+    geometry(p.rows.div_ceil(4 * p.rows.div_ceil(at_once)), 1, 1, 128)
+}
+
 /// A warp for each token of each head of each span.
 fn attention_warps(p: &Problem) -> Geometry {
     geometry(p.rows.div_ceil(4), p.depth, p.batch, 128)
@@ -113,9 +117,12 @@ fn attention_tiles(p: &Problem) -> Geometry {
     geometry(p.rows.div_ceil(64), p.depth, p.batch, 128)
 }
 
-/// Residue classes of the indices by which rows are added to others; few rows have no use for many.
-fn index_classes(p: &Problem) -> usize {
-    (p.rows / 8).next_power_of_two().min(256)
+/// Residue classes of the indices, no more than there are of either, and blocks that share the columns of each: of 256
+/// threads, as many as multiprocessors have room for.
+fn row_classes(p: &Problem) -> [usize; 2] {
+    let at_once = 4 * PERSISTENT;
+    let classes = (p.rows / 16 + 1).next_power_of_two().min(p.depth.next_power_of_two()).min(512);
+    [classes, (at_once / classes).clamp(1, p.cols.div_ceil(128))]
 }
 
 /// A block of 512 threads for each row.
@@ -138,12 +145,12 @@ fn span_tokens(p: &Problem) -> Geometry {
     geometry(p.rows, p.batch, 1, BLOCK)
 }
 
-/// Four warps that share the rows of a part; two rows of each warp are in shared memory, each with those of `x` and `dx`
-/// and that of `dy`.
-fn ring_of_rows(p: &Problem) -> Geometry {
+/// Warps that share the rows of a part; two rows of each are in shared memory, each with those of `x` and `dx` and that of
+/// `dy`.
+fn rows_in_ring(p: &Problem, warps: usize) -> Geometry {
     let bytes = |bf16: bool| if bf16 { 2 } else { 4 };
-    let row = p.cols as u32 * (2 * bytes(p.types.a) + bytes(p.types.y));
-    Geometry { shared: 4 * 2 * row, ..geometry(p.rows.div_ceil(NORM_ROWS), 1, 1, 128) }
+    let row = p.cols * (2 * bytes(p.types.a) + bytes(p.types.y));
+    Geometry { shared: (warps * 2 * row) as u32, ..geometry(p.rows.div_ceil(NORM_ROWS), 1, 1, 32 * warps as u32) }
 }
 
 /// A kernel that begins while the one before ends.
@@ -180,6 +187,21 @@ const fn v01(
 const fn norm_parts(variant: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
     Kernel {
         defines: &[("PART_ROWS", NORM_ROWS as u32)],
+        ..v01("norm", "layernorm_bwd", variant, Uses::Norm, geometry)
+    }
+}
+
+/// One that reads each row once.
+const fn ring_of_rows(
+    variant: &'static str,
+    defines: &'static [(&'static str, u32)],
+    geometry: fn(&Problem) -> Geometry,
+) -> Kernel {
+    Kernel {
+        file: "v02_ring",
+        fits: short_rows,
+        overlaps: true,
+        defines,
         ..v01("norm", "layernorm_bwd", variant, Uses::Norm, geometry)
     }
 }
@@ -296,6 +318,7 @@ const fn flash(op: &'static str, geometry: fn(&Problem) -> Geometry) -> Kernel {
     Kernel {
         can: |types| types.act,
         fits: |p| p.cols == 64,
+        overlaps: true,
         instructions: MMA,
         ..v01("attention", op, "v02_flash", Uses::Act, geometry)
     }
@@ -306,17 +329,23 @@ pub const REGISTRY: &[Kernel] = &[
     overlapping(v01("embed", "embed_fwd", "v01_row", Uses::Embed, rows)),
     overlapping(v01("embed", "gather_rows_fwd", "v01_row", Uses::Act, rows)),
     Kernel {
-        fits: |p| p.cols.is_multiple_of(4) && p.depth <= index_classes(p) << 19,
-        ..v01("embed", "scatter_rows_bwd", "v03_classes", Uses::Scatter, |p| {
-            geometry(index_classes(p), p.cols.div_ceil(128), 1, BLOCK)
+        fits: |p| p.cols.is_multiple_of(4) && p.depth <= row_classes(p)[0] << 19,
+        overlaps: true,
+        ..v01("embed", "scatter_rows_bwd", "v04_rows", Uses::Scatter, |p| {
+            let [classes, splits] = row_classes(p);
+            geometry(classes, splits, 1, BLOCK)
         })
     },
     v01("embed", "scatter_rows_bwd", "v01_first", Uses::Scatter, rows),
-    Kernel { fits: short_rows, overlaps: true, ..v01("norm", "layernorm_fwd", "v02_warp", Uses::Norm, warps) },
+    Kernel { fits: short_rows, overlaps: true, ..v01("norm", "layernorm_fwd", "v03_stream", Uses::Norm, streams) },
     v01("norm", "layernorm_fwd", "v01_row", Uses::Norm, rows),
-    Kernel { fits: short_rows, ..norm_parts("v02_ring", ring_of_rows) },
+    Kernel {
+        arch: Arch { number: 90, specific: true },
+        ..ring_of_rows("v02_ring_wide", &[("PART_ROWS", NORM_ROWS as u32), ("WARPS", 8)], |p| rows_in_ring(p, 8))
+    },
+    ring_of_rows("v02_ring", &[("PART_ROWS", NORM_ROWS as u32), ("WARPS", 4)], |p| rows_in_ring(p, 4)),
     norm_parts("v01_columns", |p| geometry(p.rows.div_ceil(NORM_ROWS), 1, 1, BLOCK)),
-    v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Real, columns),
+    overlapping(v01("norm", "layernorm_params_bwd", "v01_columns", Uses::Real, columns)),
     Kernel {
         prefer: |p| p.rows <= 8 || is_narrow(p),
         can: |types| types.layout != Layout::Tn && types.a == types.b,
@@ -393,18 +422,29 @@ pub const REGISTRY: &[Kernel] = &[
     overlapping(v01("linear", "gemm_tail", "v01_flat", Uses::Real, |p| geometry(16, p.rows, 1, BLOCK))),
     Kernel {
         fits: |p| p.cols.is_multiple_of(8),
+        overlaps: true,
         ..v01("linear", "gelu_bwd", "v02_vector", Uses::Act, |p| geometry(p.cols.div_ceil(2048), 1, 1, BLOCK))
     },
     v01("linear", "gelu_bwd", "v01_flat", Uses::Act, flat),
     Kernel {
+        fits: |p| p.cols.is_multiple_of(8),
         defines: &[("PART_ROWS", PART_ROWS as u32)],
+        overlaps: true,
+        ..v01("linear", "column_parts", "v02_vector", Uses::Stream, |p| {
+            geometry(p.cols.div_ceil(if p.types.act { 256 } else { 128 }), p.rows.div_ceil(PART_ROWS), 1, BLOCK)
+        })
+    },
+    Kernel {
+        defines: &[("PART_ROWS", PART_ROWS as u32)],
+        overlaps: true,
         ..v01("linear", "column_parts", "v01_columns", Uses::Stream, |p| {
             geometry(p.cols.div_ceil(BLOCK as usize), p.rows.div_ceil(PART_ROWS), 1, BLOCK)
         })
     },
-    v01("linear", "column_sums", "v01_columns", Uses::Stream, columns),
+    overlapping(v01("linear", "column_sums", "v01_columns", Uses::Stream, columns)),
     Kernel {
         fits: |p| p.depth.is_multiple_of(2) && p.cols.is_multiple_of(4),
+        overlaps: true,
         ..v01("linear", "cast", "v02_vector", Uses::Cast, |p| geometry(p.rows * p.cols.div_ceil(1024), 1, 1, BLOCK))
     },
     v01("linear", "cast", "v01_flat", Uses::Cast, |p| geometry(p.rows * p.cols.div_ceil(BLOCK as usize), 1, 1, BLOCK)),
@@ -415,6 +455,19 @@ pub const REGISTRY: &[Kernel] = &[
     flash("attention_bwd_kv", |p| Geometry { shared: 65024, ..attention_tiles(p) }),
     v01("attention", "attention_bwd_kv", "v01_warp", Uses::Act, attention_warps),
     v01("attention", "cache_append", "v01_row", Uses::Act, span_tokens),
+    Kernel {
+        // with fewer heads than twice as many as there are multiprocessors, those of v03_ahead are all there together, too
+        prefer: |p| p.batch * p.depth > 2 * PERSISTENT,
+        can: |types| types.act,
+        fits: |p| p.cols == 64 && p.batch * p.depth <= COUNTERS,
+        overlaps: true,
+        defines: &[("SLOTS", 4)],
+        instructions: &["LDGSTS"],
+        ..v01("attention", "attention_decode", "v04_ring", Uses::Act, |p| Geometry {
+            shared: 4 * 4096,
+            ..geometry(p.keys.div_ceil(BLOCK as usize), p.depth, p.batch, 32)
+        })
+    },
     Kernel {
         can: |types| types.act,
         fits: |p| p.cols == 64 && p.batch * p.depth <= COUNTERS,
@@ -434,6 +487,11 @@ pub const REGISTRY: &[Kernel] = &[
     v01("attention", "attention_decode", "v01_warp", Uses::Act, |p| geometry(p.batch, p.depth, 1, 32)),
     v01("attention", "attention_cached", "v01_warp", Uses::Act, attention_warps),
     v01("latent", "pool_fwd", "v01_row", Uses::Stream, rows),
+    Kernel {
+        fits: short_rows,
+        overlaps: true,
+        ..v01("latent", "pool_bwd", "v02_vector", Uses::Stream, |p| geometry(p.rows, 1, 1, 512))
+    },
     v01("latent", "pool_bwd", "v01_row", Uses::Stream, rows),
     v01("latent", "copy_columns", "v01_flat", Uses::Real, flat),
     v01("latent", "reparameterize_fwd", "v01_flat", Uses::Real, flat),
@@ -443,8 +501,24 @@ pub const REGISTRY: &[Kernel] = &[
     v01("latent", "mask_fwd", "v01_flat", Uses::Real, flat),
     v01("latent", "kl_fwd", "v01_warp", Uses::Real, warps),
     v01("latent", "kl_bwd", "v01_flat", Uses::Real, flat),
+    v01("latent", "chain_fwd", "v02_grid", Uses::Real, |p| {
+        // eight rows, and eight outputs of the nets or of the next state, are a warp's
+        let warps = p.rows.div_ceil(8) * (5 * p.cols).div_ceil(8);
+        let shared = (8 * 4 * p.cols) as u32;
+        Geometry { shared, cooperative: true, ..geometry(warps.min(PERSISTENT), 1, 1, BLOCK) }
+    }),
     v01("latent", "chain_fwd", "v01_rows", Uses::Real, |p| geometry(p.rows.div_ceil(4), 1, 1, 384)),
+    Kernel {
+        fits: short_rows,
+        overlaps: true,
+        ..v01("latent", "fuse_fwd", "v02_warp", Uses::Stream, |p| geometry(p.rows.div_ceil(8), p.batch, 1, BLOCK))
+    },
     overlapping(v01("latent", "fuse_fwd", "v01_row", Uses::Stream, span_tokens)),
+    Kernel {
+        fits: |p| p.cols.is_multiple_of(8),
+        overlaps: true,
+        ..v01("latent", "fuse_bwd", "v02_strips", Uses::Stream, |p| geometry(p.cols.div_ceil(128), p.batch, 1, BLOCK))
+    },
     v01("latent", "fuse_bwd", "v01_slot", Uses::Stream, |p| {
         geometry(p.cols.div_ceil(BLOCK as usize), p.batch, 1, BLOCK)
     }),
@@ -472,7 +546,7 @@ pub const REGISTRY: &[Kernel] = &[
 ];
 
 /// Rows of a part of `layernorm_bwd`.
-pub const NORM_ROWS: usize = 32;
+pub const NORM_ROWS: usize = 64;
 
 /// Rows of a part of `column_parts`.
 pub const PART_ROWS: usize = 64;
@@ -499,78 +573,6 @@ pub fn parts_len(p: &Problem) -> usize {
 
 /// Counters that a device has for blocks that add up what others leave.
 pub const COUNTERS: usize = 1 << 16;
-
-/// The variable that forces variants: `op=variant`, several with commas between.
-pub const VARIANT_VAR: &str = "DELLA_VARIANT";
-
-/// Variants to take wherever they compute what is asked, by op.
-#[derive(Clone, Debug, Default)]
-pub struct Forced(Vec<(&'static str, &'static Kernel)>);
-
-impl Forced {
-    /// `kernel` alone.
-    pub fn only(kernel: &'static Kernel) -> Self {
-        Forced(vec![(kernel.op, kernel)])
-    }
-
-    /// Parses `op=variant,op=variant`.
-    ///
-    /// # Errors
-    /// An op or a variant that is unknown; the message names the choices.
-    pub fn parse(text: &str) -> Result<Self> {
-        let parse = |pair: &str| {
-            let Some((op, variant)) = pair.split_once('=') else {
-                return Err(Error::input(VARIANT_VAR, format!("{pair:?} is not op=variant")));
-            };
-            let of_op: Vec<_> = REGISTRY.iter().filter(|kernel| kernel.op == op).collect();
-            if of_op.is_empty() {
-                let mut ops: Vec<_> = REGISTRY.iter().map(|kernel| kernel.op).collect();
-                ops.dedup();
-                let message = format!("there is no op {op:?}; choose one of {}", ops.join(", "));
-                return Err(Error::input(VARIANT_VAR, message));
-            }
-            match of_op.iter().find(|kernel| kernel.variant == variant) {
-                Some(kernel) => Ok((kernel.op, *kernel)),
-                None => {
-                    let names: Vec<_> = of_op.iter().map(|kernel| kernel.variant).collect();
-                    let message = format!("{op} has no variant {variant:?}; choose one of {}", names.join(", "));
-                    Err(Error::input(VARIANT_VAR, message))
-                }
-            }
-        };
-        text.split(',')
-            .filter(|pair| !pair.trim().is_empty())
-            .map(|pair| parse(pair.trim()))
-            .collect::<Result<_>>()
-            .map(Forced)
-    }
-
-    /// Those that the environment names.
-    ///
-    /// # Errors
-    /// As [`parse`](Self::parse); what they say is not UTF-8.
-    pub fn from_env() -> Result<Self> {
-        Self::parse(&variable(VARIANT_VAR)?.unwrap_or_default())
-    }
-
-    /// The one for `op`.
-    pub fn get(&self, op: &str) -> Option<&'static Kernel> {
-        self.0.iter().rev().find(|(forced, _)| *forced == op).map(|(_, kernel)| *kernel)
-    }
-}
-
-/// The kernel for a problem on an architecture: the forced one where it computes that, else the first that is preferred.
-///
-/// # Errors
-/// There is none.
-pub fn choose(op: &str, problem: &Problem, arch: Arch, forced: &Forced) -> Result<(usize, &'static Kernel)> {
-    let can = |kernel: &Kernel| arch.runs(kernel.arch) && (kernel.can)(problem.types) && (kernel.fits)(problem);
-    let of_op = || REGISTRY.iter().enumerate().filter(|(_, kernel)| kernel.op == op && can(kernel));
-    let named = forced.get(op).and_then(|forced| of_op().find(|(_, kernel)| kernel.variant == forced.variant));
-    named
-        .or_else(|| of_op().find(|(_, kernel)| (kernel.prefer)(problem)))
-        .ok_or_else(|| Error::Unsupported(format!("no kernel for {op} can do {problem:?} on {arch}")))
-}
 
 /// Whether the registry has kernels for a device that computes in `dtype`.
 pub fn computes(dtype: Dtype) -> bool {

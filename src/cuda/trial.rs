@@ -2,6 +2,7 @@
 //! whoever wants to time it.
 
 mod cases;
+mod latent;
 
 use super::registry::{Kernel, REGISTRY};
 use super::{Cuda, driver};
@@ -47,14 +48,13 @@ pub enum Scale {
     Tiny,
 }
 
-/// A copy within the device, and the bytes that it moves, read and written both counted.
+/// A copy of `bytes` within the device, by the driver.
 ///
 /// # Errors
 /// There is no memory.
-pub fn copying(cuda: &Cuda, scale: Scale) -> Result<(f64, impl FnMut() -> Result<()>)> {
-    let bytes: usize = if scale == Scale::Full { 1 << 30 } else { 1 << 16 };
+pub fn copying(cuda: &Cuda, bytes: usize) -> Result<impl FnMut() -> Result<()>> {
     let (a, b) = (cuda.memory.buffer(bytes, 1)?, cuda.memory.buffer(bytes, 1)?);
-    Ok((2.0 * bytes as f64, move || driver::copy(cuda.driver(), a.first(bytes), b.first(bytes), bytes)))
+    Ok(move || driver::copy(cuda.driver(), a.first(bytes), b.first(bytes), bytes))
 }
 
 /// Checks the variants that `wanted` takes, on every case of their ops; `on_trial` is given each.
@@ -105,6 +105,8 @@ pub fn run(
 }
 
 fn results(case: &mut Case, cuda: &Cuda) -> Result<Results> {
+    // or a variant that makes nothing passes by what the one before made
+    cuda.memory.zero_idle()?;
     let mut results = Vec::new();
     (case.run)(cuda, Some(&mut results));
     cuda.status().map(|()| results)

@@ -16,9 +16,9 @@ use crate::reference::Reference;
 #[cfg(feature = "cuda")]
 use {
     crate::cuda::Cuda,
+    crate::cuda::choice::Forced,
     crate::cuda::driver::emulator::{Emulator, Schedule},
     crate::cuda::driver::{Driver, nvidia::Nvidia},
-    crate::cuda::registry::Forced,
     crate::cuda::source::Sources,
     std::num::NonZero,
     std::sync::Arc,

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use della::backend::Storage;
 use della::cuda::Cuda;
+use della::cuda::choice::Forced;
 use della::cuda::driver::emulator::{Emulator, Schedule};
-use della::cuda::registry::{Forced, REGISTRY};
+use della::cuda::registry::REGISTRY;
 use della::cuda::source::{FILES, Sources};
 use della::cuda::trial::{self, Scale};
 use della::dtype::Dtype;
@@ -109,7 +110,7 @@ fn files_and_rows_belong_together() {
         // what else such a kernel reads may be written by the one before, and the compiler must not load it early
         let early = ["b", "bias", "bounds", "gain", "history", "ids", "index", "offset", "positions"];
         let (early, written) = (
-            [&early[..], &["settings", "slots", "wpe", "wte"]].concat(),
+            [&early[..], &["settings", "slots", "w", "wpe", "wte"]].concat(),
             ["mean", "rstd", "token", "u", "weights", "y"],
         );
         for name in text.split("__restrict__ ").skip(1).map(|rest| rest.split([',', ')']).next().unwrap_or_default()) {

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use della::backend::Storage;
 use della::cuda::Cuda;
+use della::cuda::choice::Forced;
 use della::cuda::driver::emulator::{Emulator, Schedule};
-use della::cuda::registry::Forced;
 use della::cuda::source::Sources;
 use della::dtype::Dtype;
 

@@ -161,7 +161,10 @@ impl Runtime {
         let Loaded { entry, name, .. } = &functions[function.0];
         let (entry, name) = (*entry, name.clone());
         drop(functions);
-        let block = [geometry.block, 1, 1];
+        let (mut grid, block) = (geometry.grid, [geometry.block, 1, 1]);
+        if geometry.cooperative {
+            grid[0] = grid[0].min(COOPERATIVE_BLOCKS);
+        }
         let mut message = [0u8; 1024];
         let mut values = pointers(args);
         let _turn = lock(&self.turn);
@@ -170,7 +173,7 @@ impl Runtime {
         let failed = unsafe {
             (self.launch)(
                 entry,
-                geometry.grid.as_ptr(),
+                grid.as_ptr(),
                 block.as_ptr(),
                 geometry.shared,
                 values.as_mut_ptr(),
@@ -222,6 +225,8 @@ unsafe fn copy(dst: Address, src: Address, bytes: usize) {
 
 /// Alignment of the device's memory, as CUDA has it.
 const ALIGN: usize = 256;
+/// Blocks of a cooperative launch, of which each has a thread: `MAX_COOPERATIVE_BLOCKS` in `kernels/emulator/emulator.cpp`.
+const COOPERATIVE_BLOCKS: u32 = 64;
 
 fn layout(bytes: usize) -> Result<std::alloc::Layout> {
     std::alloc::Layout::from_size_align(bytes.max(1), ALIGN)

@@ -58,7 +58,7 @@ pub struct Geometry {
     pub block: u32,
     /// Bytes of dynamic shared memory of a block.
     pub shared: u32,
-    /// All blocks run at the same time, and may wait for each other.
+    /// All blocks run at the same time, and may wait for each other: as many of those along x as there is room for.
     pub cooperative: bool,
     /// It may begin before the kernel in front of it is done, for which it waits by itself.
     pub overlaps: bool,

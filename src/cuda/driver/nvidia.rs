@@ -193,6 +193,20 @@ impl Nvidia {
         let loaded = &self.functions.read().unwrap_or_else(PoisonError::into_inner)[function.0];
         (loaded.function, loaded.waits)
     }
+
+    /// Blocks of a function that run at the same time.
+    fn at_once(&self, function: sys::CUfunction, geometry: &Geometry) -> Result<u32> {
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT;
+        // SAFETY: the device is this one, the function was loaded by it.
+        let (count, of_each) = unsafe {
+            let shared = geometry.shared as usize;
+            let each =
+                || result::occupancy::max_active_block_per_multiprocessor(function, geometry.block as i32, shared);
+            result::device::get_attribute(self.device, COUNT).and_then(|count| Ok((count, each()?)))
+        }
+        .map_err(failed("asking how many blocks run at the same time"))?;
+        Ok(count as u32 * of_each as u32)
+    }
 }
 
 impl Drop for Nvidia {
@@ -345,9 +359,12 @@ impl Driver for Nvidia {
         let _turn = self.bind()?;
         let mut values = pointers(args);
         let values = &mut values[..args.len()];
-        let [x, y, z] = geometry.grid;
-        let (grid, block) = ((x, y, z), (geometry.block, 1, 1));
+        let [mut x, y, z] = geometry.grid;
         let (function, waits) = self.function(function);
+        if geometry.cooperative {
+            x = x.min(self.at_once(function, geometry)?.max(1));
+        }
+        let (grid, block) = ((x, y, z), (geometry.block, 1, 1));
         // SAFETY: the driver copies the values at once; the rest is the caller's promise.
         let launched = unsafe {
             match (geometry.cooperative, geometry.overlaps && waits) {

@@ -25,14 +25,16 @@ impl LatentOps for Cuda {
         width: usize,
     ) {
         let tokens = spans.end;
-        let Some(g) = self.scratch(tokens, 4) else { return };
+        // a slope for each token, and what else a kernel notes of it
+        let Some(g) = self.scratch(2 * tokens, 4) else { return };
         // tokens between spans
         self.zero(&g, tokens);
         let problem = Problem::matrix(Cuda::types_of(x), spans.rows, width);
         let (dy, w) = (first(dy, spans.rows * width), first(w, width));
-        let args = [whole(dx_acc), whole(&g), dy, whole(scores), whole(x), w, bounds(spans), int(width)];
+        let sizes = [int(tokens), int(width)];
+        let args = [whole(dx_acc), whole(&g), dy, whole(scores), whole(x), w, bounds(spans), sizes[0], sizes[1]];
         self.launch("pool_bwd", problem, &args);
-        self.add_columns(dw, x, Some(&g), tokens, width);
+        self.add_weighted_columns(dw, x, &g, tokens, width);
     }
 
     fn concat_fwd(&self, y: &mut Buffer, parts: &[(&Buffer, usize)], rows: usize) {
@@ -146,11 +148,14 @@ impl LatentOps for Cuda {
     ) {
         let steps = layers.iter().take(layers.len().saturating_sub(1)).all(|layer| layer.step.is_some());
         assert!(steps, "every layer but the last leads to the next");
-        let Some(table) = self.scratch(PLACES * layers.len(), 8) else { return };
-        let of_layers: Vec<Address> = layers.iter().flat_map(|layer| places(layer, dims, rows)).collect();
-        self.write(&table, of_layers.iter().map(|address| address.to_ne_bytes()));
+        let len = PLACES * layers.len();
+        let Some(table) = self.scratch(len + 1, 8) else { return };
+        // behind them a counter, for blocks that wait for each other
+        let places: Vec<Address> = layers.iter().flat_map(|layer| places(layer, dims, rows)).chain([0]).collect();
+        self.write(&table, places.iter().map(|address| address.to_ne_bytes()));
         let args = [
             whole(&table),
+            Arg::Address(table.first(len + 1) + 8 * len as Address),
             int(layers.len()),
             Arg::Int(drive as i32),
             Arg::Float(scale),
@@ -201,7 +206,7 @@ impl LatentOps for Cuda {
     }
 }
 
-/// Addresses of a layer: `ChainLayer` in `kernels/latent/chain_fwd_v01_rows.cu`.
+/// Addresses of a layer: `ChainLayer` in `kernels/common/chain.cuh`.
 const PLACES: usize = 12;
 
 /// Where a layer of the chain lies; 0 is what it does not have.

@@ -34,14 +34,13 @@ impl LinearOps for Cuda {
         tokens: usize,
     ) {
         let (inputs, outputs) = (w.rows, w.cols);
-        let narrow = self.narrowed(dy, [tokens, outputs], outputs);
+        let narrow = self.add_columns_narrowed(db, dy, tokens, outputs);
         let dy_at = operand(narrow.as_ref().unwrap_or(dy), tokens * outputs);
         let x_at = operand(x, tokens * inputs);
         let by_x = Product::plain(operand(dx, tokens * inputs), dy_at, w.operand());
         self.product(Layout::Nt, [tokens, inputs, outputs], &by_x);
         let by_w = Product { accumulate: true, ..Product::plain(operand(dw, inputs * outputs), x_at, dy_at) };
         self.product(Layout::Tn, [inputs, outputs, tokens], &by_w);
-        self.add_columns(db, dy, None, tokens, outputs);
     }
 
     fn linear_gelu_fwd(
@@ -152,9 +151,14 @@ impl LinearOps for Cuda {
 }
 
 impl Cuda {
+    /// Whether products take a matrix as bf16 that is not.
+    fn narrows(&self, x: &Buffer) -> bool {
+        self.is_bf16() && x.width() != 2
+    }
+
     /// A matrix as bf16, where products take that and it is not, with `stride` elements from row to row.
     fn narrowed(&self, x: &Buffer, [rows, cols]: [usize; 2], stride: usize) -> Option<Buffer> {
-        if !self.is_bf16() || x.width() == 2 {
+        if !self.narrows(x) {
             return None;
         }
         let narrow = self.scratch(rows * stride, 2)?;
@@ -162,20 +166,34 @@ impl Cuda {
         Some(narrow)
     }
 
-    /// `y_j += sum_i weight_i x_ij`; without weights they are 1. Of many rows, parts are summed first.
-    pub(super) fn add_columns(&self, y: &mut Buffer, x: &Buffer, weights: Option<&Buffer>, rows: usize, cols: usize) {
-        let sum = |x: Arg, types, rows| {
-            let args = [first(y, cols), x, int(rows), int(cols)];
-            self.launch("column_sums", Problem::matrix(types, rows, cols), &args);
-        };
-        if weights.is_none() && rows <= 8 * PART_ROWS {
-            return sum(first(x, rows * cols), Cuda::types_of(x), rows);
+    /// `y_j += sum_i weight_i x_ij`, by parts of the rows.
+    pub(super) fn add_weighted_columns(&self, y: &mut Buffer, x: &Buffer, weights: &Buffer, rows: usize, cols: usize) {
+        self.add_parts(y, x, [first(weights, rows), Arg::Address(0)], rows, cols);
+    }
+
+    /// `y_j += sum_i x_ij`, and `x` as bf16 as [`narrowed`](Self::narrowed) makes it: of many rows, of one read.
+    fn add_columns_narrowed(&self, y: &mut Buffer, x: &Buffer, rows: usize, cols: usize) -> Option<Buffer> {
+        if rows <= 8 * PART_ROWS {
+            self.sum_columns(y, first(x, rows * cols), Cuda::types_of(x), rows, cols);
+            return self.narrowed(x, [rows, cols], cols);
         }
+        let narrow = if self.narrows(x) { self.scratch(rows * cols, 2) } else { None };
+        self.add_parts(y, x, [Arg::Address(0), or_null(narrow.as_ref(), rows * cols)], rows, cols);
+        narrow
+    }
+
+    /// Sums of parts of the rows, then of those: with weights or null, with a copy as bf16 or null.
+    fn add_parts(&self, y: &mut Buffer, x: &Buffer, [weights, copy]: [Arg; 2], rows: usize, cols: usize) {
         let parts = rows.div_ceil(PART_ROWS);
         let Some(sums) = self.scratch(parts * cols, 4) else { return };
-        let args = [first(&sums, parts * cols), first(x, rows * cols), or_null(weights, rows), int(rows), int(cols)];
+        let args = [first(&sums, parts * cols), copy, first(x, rows * cols), weights, int(rows), int(cols)];
         self.launch("column_parts", Problem::matrix(Cuda::types_of(x), rows, cols), &args);
-        sum(first(&sums, parts * cols), Types::F32, parts);
+        self.sum_columns(y, first(&sums, parts * cols), Types::F32, parts, cols);
+    }
+
+    fn sum_columns(&self, y: &mut Buffer, x: Arg, types: Types, rows: usize, cols: usize) {
+        let args = [first(y, cols), x, int(rows), int(cols)];
+        self.launch("column_sums", Problem::matrix(types, rows, cols), &args);
     }
 
     /// `y = norm(x) W + b`, with gelu if wanted, by one kernel; false if none is for so many rows, or rows so long. With

@@ -1,13 +1,12 @@
 //! The problems that variants are tried on.
 
-use super::{Difference, Scale};
+use super::{Difference, Scale, latent};
 use crate::backend::{
-    AdamW, AttentionDims, AttentionOps, CacheRows, ChainLayer, ChainScratch, Draw, Drive, EmbedOps, LatentOps,
-    LinearOps, LossOps, Matrix, Norm, NormOps, NormScratch, OptimOps, Parameter, Role, Rules, Spans, Storage,
+    AdamW, AttentionDims, AttentionOps, CacheRows, Draw, EmbedOps, LinearOps, LossOps, Matrix, Norm, NormOps,
+    NormScratch, OptimOps, Parameter, Role, Rules, Spans, Storage,
 };
 use crate::cuda::registry::REGISTRY;
 use crate::cuda::{Buffer, Cuda};
-use crate::dims::Dims;
 use crate::error::Result;
 use crate::rng::{Mask, Rng, Stream};
 
@@ -36,7 +35,7 @@ pub type Ops = &'static [&'static str];
 pub type Make<'a> = Box<dyn FnOnce() -> Result<Case> + 'a>;
 
 /// Standard normal numbers times `scale`.
-fn normal(seed: u64, len: usize, scale: f32) -> Vec<f32> {
+pub(super) fn normal(seed: u64, len: usize, scale: f32) -> Vec<f32> {
     let mut x = vec![0.0; len];
     Rng::new(seed, Stream::Init, 0).fill_normal(&mut x);
     x.iter_mut().for_each(|x| *x *= scale);
@@ -44,7 +43,7 @@ fn normal(seed: u64, len: usize, scale: f32) -> Vec<f32> {
 }
 
 /// Adds what the first `len` elements are to the results.
-fn read(cuda: &Cuda, results: Option<&mut Results>, buffers: &[(&Buffer, usize)]) {
+pub(super) fn read(cuda: &Cuda, results: Option<&mut Results>, buffers: &[(&Buffer, usize)]) {
     let Some(results) = results else { return };
     for (buffer, len) in buffers {
         let mut host = vec![0.0; *len];
@@ -72,9 +71,12 @@ pub fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
         cases.push((&["gemm"], Box::new(move || linear(cuda, rows, inputs, outputs))));
         if rows == tokens {
             let ops = &["gemm", "column_parts", "column_sums"];
-            cases.push((ops, Box::new(move || linear_backward(cuda, rows, inputs, outputs))));
+            cases.push((ops, Box::new(move || linear_backward(cuda, rows, inputs, outputs, false))));
         }
     }
+    // from the stream's gradient, of which products take a copy
+    let (rows, inputs, outputs) = if full { (tokens, width, width) } else { (600, 8, 24) };
+    cases.push((&["column_parts"], Box::new(move || linear_backward(cuda, rows, inputs, outputs, true))));
     if !full {
         cases.push((&["gemm_tail"], Box::new(move || shared_tail(cuda))));
     }
@@ -118,8 +120,11 @@ pub fn cases(cuda: &Cuda, scale: Scale) -> Vec<(Ops, Make<'_>)> {
     }
     for rows in if full { vec![1, 64, 512] } else { vec![5] } {
         let sizes = if full { [12, width, 256] } else { [2, width, 16] };
-        cases.push((&["chain_fwd"], Box::new(move || chain(cuda, rows, sizes))));
+        cases.push((&["chain_fwd"], Box::new(move || latent::chain(cuda, rows, sizes))));
     }
+    let (spans, length) = if full { (128, 64) } else { (3, 19) };
+    cases.push((&["pool_bwd"], Box::new(move || latent::pooling(cuda, spans, length, width))));
+    cases.push((&["fuse_fwd", "fuse_bwd"], Box::new(move || latent::fusing(cuda, spans, length, width))));
     cases.push((&["gelu_bwd"], Box::new(move || gelu_backward(cuda, tokens * 4 * width))));
     for vocab in if full { vec![21130, width] } else { vec![vocab] }.into_iter().filter(|_| cuda.is_bf16()) {
         cases.push((&["cast"], Box::new(move || cast(cuda, if full { 4096 } else { 24 }, vocab))));
@@ -192,27 +197,31 @@ fn latent_linear(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> Res
     })
 }
 
-fn linear_backward(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize) -> Result<Case> {
-    let (x, dy) = (cuda.act_from(&normal(1, rows * inputs, 1.0))?, cuda.act_from(&normal(4, rows * outputs, 1.0))?);
+fn linear_backward(cuda: &Cuda, rows: usize, inputs: usize, outputs: usize, of_stream: bool) -> Result<Case> {
+    let x = cuda.act_from(&normal(1, rows * inputs, 1.0))?;
+    let mut dy = if of_stream { cuda.stream(rows * outputs)? } else { cuda.act(rows * outputs)? };
+    cuda.write_act(&mut dy, &normal(4, rows * outputs, 1.0));
     let data = normal(2, inputs * outputs, 0.05);
     let w = cuda.weight(Matrix { data: &data, rows: inputs, cols: outputs }, Role::Linear)?;
     let (mut dx, mut dw, mut db) = (cuda.act(rows * inputs)?, cuda.real(inputs * outputs)?, cuda.real(outputs)?);
     Ok(Case {
-        name: format!("linear_bwd {rows}x{inputs}x{outputs}"),
+        name: format!("linear_bwd {rows}x{inputs}x{outputs}{}", if of_stream { " of the stream" } else { "" }),
         flops: 4.0 * (rows * inputs * outputs) as f64,
         bytes: act_bytes(cuda) * (3 * rows * outputs + 2 * rows * inputs + inputs * outputs) as f64
-            + 8.0 * (inputs * outputs) as f64,
+            + 8.0 * (inputs * outputs) as f64
+            + if of_stream { 4.0 * (rows * outputs) as f64 } else { 0.0 },
         run: Box::new(move |cuda, results| {
             cuda.zero_real(&mut dw, inputs * outputs);
+            cuda.zero_real(&mut db, outputs);
             cuda.linear_bwd(&mut dx, &mut dw, &mut db, &dy, &x, &w, rows);
-            read(cuda, results, &[(&dx, rows * inputs), (&dw, inputs * outputs)]);
+            read(cuda, results, &[(&dx, rows * inputs), (&dw, inputs * outputs), (&db, outputs)]);
         }),
     })
 }
 
 /// A gradient of tiles few enough, and sums long enough, to be shared.
 fn shared_tail(cuda: &Cuda) -> Result<Case> {
-    let Case { name, flops, bytes, mut run } = linear_backward(cuda, 1024, 32, 8)?;
+    let Case { name, flops, bytes, mut run } = linear_backward(cuda, 1024, 32, 8, false)?;
     let run = Box::new(move |cuda: &Cuda, results: Option<&mut Results>| {
         let Some(results) = results else { return run(cuda, None) };
         run(cuda, Some(&mut *results));
@@ -453,54 +462,6 @@ fn decoding(cuda: &Cuda, rows: usize, past: usize, heads: usize) -> Result<Case>
             }
             cuda.attention_cached_fwd(&mut y, &mut keys, &mut values, &qkv, &new, &cached, dims);
             read(cuda, results, &[(&y, tokens), (&keys, len), (&values, len)]);
-        }),
-    })
-}
-
-fn chain(cuda: &Cuda, rows: usize, [count, hidden, latent]: [usize; 3]) -> Result<Case> {
-    let dims =
-        Dims { vocab: 1, positions: 1, hidden, heads: 1, inner: hidden, layers: count, latent, conditional: false };
-    let net = |seed: usize, outputs: usize, inputs: usize| {
-        let data = normal(seed as u64, outputs * inputs, 1.0 / (inputs as f32).sqrt());
-        cuda.weight(Matrix { data: &data, rows: outputs, cols: inputs }, Role::Latent)
-    };
-    let nets = |seed, outputs, inputs| (0..count).map(|l| net(seed + l, outputs, inputs)).collect::<Result<Vec<_>>>();
-    let (priors, posteriors) = (nets(1, 2 * latent, latent)?, nets(100, 2 * latent, dims.posterior_inputs())?);
-    let (hh, ih) = (nets(200, latent, latent)?, nets(300, latent, latent)?);
-    let layers = |len: usize| (0..count).map(|_| cuda.real(len)).collect::<Result<Vec<_>>>();
-    let pooled = cuda.real_from(&normal(400, rows * hidden, 1.0))?;
-    let eps = cuda.real_from(&normal(401, rows * latent, 1.0))?;
-    let (mut states, mut z, mut kl) = (layers(rows * latent)?, layers(rows * latent)?, layers(rows)?);
-    let (mut prior, mut posterior) = (layers(2 * rows * latent)?, layers(2 * rows * latent)?);
-    let mut scratch =
-        [cuda.real(rows * latent)?, cuda.real(rows * latent)?, cuda.real(rows * dims.posterior_inputs())?];
-    let weights = count * latent * 2 * (latent + dims.posterior_inputs() + latent);
-    Ok(Case {
-        name: format!("chain_fwd {rows}x{count}x{hidden}x{latent}"),
-        flops: 2.0 * (rows * weights) as f64,
-        bytes: 4.0 * (weights + count * rows * (hidden + 7 * latent)) as f64,
-        run: Box::new(move |cuda, results| {
-            let written = states.iter_mut().zip(&mut prior).zip(&mut posterior).zip(&mut z).zip(&mut kl);
-            let mut chain: Vec<_> = written
-                .enumerate()
-                .map(|(l, ((((state, prior), posterior), z), kl))| ChainLayer {
-                    prior_net: &priors[l],
-                    posterior_net: &posteriors[l],
-                    step: (l + 1 < count).then(|| [&hh[l], &ih[l]]),
-                    pooled: &pooled,
-                    pooled_condition: None,
-                    eps: Some(&eps),
-                    state,
-                    prior,
-                    posterior,
-                    z,
-                    kl,
-                })
-                .collect();
-            let [state_in, prior_in, posterior_in] = &mut scratch;
-            let scratch = ChainScratch { state_in, prior_in, posterior_in };
-            cuda.chain_fwd(&mut chain, scratch, Drive::Posterior, 1.0, &dims, rows);
-            read(cuda, results, &[(&z[count - 1], rows * latent), (&kl[count - 1], rows)]);
         }),
     })
 }
