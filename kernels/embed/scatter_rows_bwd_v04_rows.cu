@@ -14,7 +14,7 @@
 #define WARPS (THREADS / 32)
 #define ROW_BITS 13
 #define ROWS (1 << ROW_BITS)  // that are looked through at a time
-#define LOOKS 32              // of a thread that are under way together
+#define LOOKS 16              // of a thread that are under way together
 #define BATCH 4               // rows of different indices that a warp has under way
 #define FEW 16                // rows of an index that one warp adds up
 #define SHARED_BATCH 8        // rows of one with more that each warp has under way
