@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytemuck::Zeroable;
 
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::arch::{Amx, Avx2Int8, Avx512Bf16, Avx512Vnni};
+use crate::cpu::arch::{Amx, Avx2Int8, Avx2Vnni, Avx512Bf16, Avx512Vnni};
 use crate::cpu::simd::{Dot, DotKernel, Kernel, Simd, TILE_ROWS, TILE_WORDS, TileUnit};
 use crate::cpu::{Buffer, Isa};
 use crate::dtype::Dtype;
@@ -62,6 +62,8 @@ pub const UNITS: &[Unit] = &[
     Unit { name: "AMX bf16", dtype: Dtype::Bf16, measure: |threads| tile_peak::<Amx, false>(threads) },
     #[cfg(target_arch = "x86_64")]
     Unit { name: "AVX2 16 bits", dtype: Dtype::Int8, measure: dot_peak::<Avx2Int8> },
+    #[cfg(target_arch = "x86_64")]
+    Unit { name: "AVX-VNNI", dtype: Dtype::Int8, measure: dot_peak::<Avx2Vnni> },
     #[cfg(target_arch = "x86_64")]
     Unit { name: "AVX-512 VNNI", dtype: Dtype::Int8, measure: dot_peak::<Avx512Vnni> },
     #[cfg(target_arch = "x86_64")]

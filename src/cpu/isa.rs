@@ -18,6 +18,8 @@ pub enum Isa {
     Portable,
     /// AVX2 with FMA.
     Avx2,
+    /// That and AVX-VNNI: products of int8.
+    Avx2Vnni,
     /// AVX-512 with F, BW, DQ and VL.
     Avx512,
     /// That and VNNI: products of int8.
@@ -30,7 +32,8 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, present or not.
-    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16, Isa::Amx];
+    pub const ALL: [Isa; 7] =
+        [Isa::Portable, Isa::Avx2, Isa::Avx2Vnni, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16, Isa::Amx];
 
     /// Those that differ in more than matrix products.
     pub const VECTORS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
@@ -40,6 +43,7 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::Avx2Vnni => "avx2-vnni",
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::Avx512Bf16 => "avx512-bf16",
@@ -68,6 +72,8 @@ impl Isa {
             Isa::Portable => arch::Portable::new().map(Token::Portable),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => arch::Avx2::new().map(Token::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => Isa::Avx2.token().filter(|_| arch::Avx2Vnni::new().is_some()),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => arch::Avx512::new().map(Token::Avx512),
             #[cfg(target_arch = "x86_64")]
@@ -139,7 +145,8 @@ mod tests {
         }
         let message = "sse9".parse::<Isa>().unwrap_err().to_string();
         assert!(
-            message.contains("sse9") && message.contains("portable, avx2, avx512, avx512-vnni, avx512-bf16, amx"),
+            message.contains("sse9")
+                && message.contains("portable, avx2, avx2-vnni, avx512, avx512-vnni, avx512-bf16, amx"),
             "{message}"
         );
     }

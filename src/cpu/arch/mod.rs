@@ -7,7 +7,7 @@ mod x86_64;
 
 pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{Amx, Avx2, Avx2Int8, Avx512, Avx512Bf16, Avx512Vnni, bf16_dot_is_fast, features};
+pub use x86_64::{Amx, Avx2, Avx2Int8, Avx2Vnni, Avx512, Avx512Bf16, Avx512Vnni, bf16_dot_is_fast, features};
 
 /// No processor features are told apart on this architecture.
 #[cfg(not(target_arch = "x86_64"))]

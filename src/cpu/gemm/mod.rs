@@ -31,7 +31,7 @@ use self::vectors::Vectors;
 use super::arch;
 use super::arch::Portable;
 #[cfg(target_arch = "x86_64")]
-use super::arch::{Amx, Avx2, Avx2Int8, Avx512, Avx512Bf16, Avx512Vnni};
+use super::arch::{Amx, Avx2, Avx2Int8, Avx2Vnni, Avx512, Avx512Bf16, Avx512Vnni};
 use super::isa::Isa;
 use super::parallel::Pool;
 use super::simd::{Bf16Floats, Floats, Int4, Int8Floats};
@@ -135,6 +135,8 @@ pub const REGISTRY: &[Entry] = &[
     #[cfg(target_arch = "x86_64")]
     Entry::new("avx512-int8-widen", Dtype::Int8, Isa::Avx512, Product::<Vectors<Int8Floats<Avx512>>>::boxed),
     #[cfg(target_arch = "x86_64")]
+    Entry::new("avx2-int8-vnni", Dtype::Int8, Isa::Avx2Vnni, Product::<Vectors<Avx2Vnni>>::boxed),
+    #[cfg(target_arch = "x86_64")]
     Entry::new("avx2-int8-madd", Dtype::Int8, Isa::Avx2, Product::<Vectors<Avx2Int8>>::boxed),
     #[cfg(target_arch = "x86_64")]
     Entry::new("avx2-int8-widen", Dtype::Int8, Isa::Avx2, Product::<Vectors<Int8Floats<Avx2>>>::boxed),
@@ -143,6 +145,8 @@ pub const REGISTRY: &[Entry] = &[
     Entry::new("avx512-int4-vnni", Dtype::Int4, Isa::Avx512Vnni, Product::<Vectors<Int4<Avx512Vnni>>>::boxed),
     #[cfg(target_arch = "x86_64")]
     Entry::new("avx512-int4-widen", Dtype::Int4, Isa::Avx512, Product::<Vectors<Int4<Int8Floats<Avx512>>>>::boxed),
+    #[cfg(target_arch = "x86_64")]
+    Entry::new("avx2-int4-vnni", Dtype::Int4, Isa::Avx2Vnni, Product::<Vectors<Int4<Avx2Vnni>>>::boxed),
     #[cfg(target_arch = "x86_64")]
     Entry::new("avx2-int4-madd", Dtype::Int4, Isa::Avx2, Product::<Vectors<Int4<Avx2Int8>>>::boxed),
     #[cfg(target_arch = "x86_64")]
@@ -166,9 +170,10 @@ pub fn find(name: &str) -> Result<&'static Entry> {
     })
 }
 
-/// The rows for `dtype` that `isa` allows, best first.
+/// The rows for `dtype` that `isa` allows, best first. (A processor with AVX-512 need not have AVX-VNNI.)
 pub fn allowed(isa: Isa, dtype: Dtype) -> impl Iterator<Item = &'static Entry> {
-    REGISTRY.iter().filter(move |entry| entry.isa <= isa && entry.dtype == dtype)
+    let can = move |entry: &&Entry| entry.isa <= isa && entry.isa.token().is_some();
+    REGISTRY.iter().filter(can).filter(move |entry| entry.dtype == dtype)
 }
 
 /// The fastest row for `dtype` that `isa` allows.

@@ -8,7 +8,7 @@ mod avx512_dot;
 
 pub use amx::Amx;
 pub use avx2::Avx2;
-pub use avx2_dot::Avx2Int8;
+pub use avx2_dot::{Avx2Int8, Avx2Vnni};
 pub use avx512::Avx512;
 pub use avx512_dot::{Avx512Bf16, Avx512Vnni};
 
