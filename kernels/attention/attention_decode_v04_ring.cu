@@ -3,7 +3,7 @@
 // Against: v03_ahead, whose registers let two blocks on a multiprocessor: with many rows they come in rounds, and between
 //          a block's loads and the next one's the memory waits for its sums.
 // Bound: memory; as v03.
-// Needs: as v03; grid (ceil(capacity / 256), heads, rows), block 32, dynamic shared memory SLOTS * 4096.
+// Needs: as v03; grid (ceil(capacity / 256), heads, rows), block 32, dynamic shared memory 4 * 4096.
 // Source: Dao, Haziza, Massa and Sizov 2023, Flash-Decoding; Milakov and Gimelshein 2018. The order of sums is given by the
 //         number of keys alone. Why older keys may be read before `wait_for_previous`: see v03.
 #include "attention.cuh"
@@ -16,6 +16,7 @@
 #define TOGETHER (32 / LANES)    // keys side by side
 #define TURNS 8                  // keys of a lane in a tile, one after the other
 #define TILE (TURNS * TOGETHER)  // keys of a tile: as many as lanes
+#define SLOTS 4                  // of the ring: a tile's keys or its values
 #define LEFT PART_LEN(HEAD_DIM)  // elements of a part
 
 KERNEL BOUNDS(32, 1) attention_decode(act* __restrict__ y, act* keys, act* values, const act* qkv,

@@ -26,9 +26,11 @@ DEVICE float net(Parts parts, const ChainRows& rows, int first, int outputs) {
     // parts move up rather than being chosen by an index, which would keep them out of registers
 #pragma unroll 1
     for (int left = 3; left; left--) {
-        Part part = parts.first;
-        part.x += (size_t)rows.first * part.width;
-        if (parts.first.x) add_products(sums, part, parts.stride, rows.count, first, outputs);
+        const Part part = parts.first;
+        if (part.x) {
+            const Part of_rows = {part.x + (size_t)rows.first * part.width, part.w, part.width};
+            add_products(sums, of_rows, parts.stride, rows.count, first, outputs);
+        }
         parts.first = parts.second;
         parts.second = parts.third;
     }

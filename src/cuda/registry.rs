@@ -191,19 +191,13 @@ const fn norm_parts(variant: &'static str, geometry: fn(&Problem) -> Geometry) -
     }
 }
 
-/// One that reads each row once.
+/// One that reads each row once, of which so many are a part's, by so many warps.
 const fn ring_of_rows(
     variant: &'static str,
     defines: &'static [(&'static str, u32)],
     geometry: fn(&Problem) -> Geometry,
 ) -> Kernel {
-    Kernel {
-        file: "v02_ring",
-        fits: short_rows,
-        overlaps: true,
-        defines,
-        ..v01("norm", "layernorm_bwd", variant, Uses::Norm, geometry)
-    }
+    Kernel { file: "v02_ring", fits: short_rows, overlaps: true, defines, ..norm_parts(variant, geometry) }
 }
 
 /// Multiprocessors of an H100 or H200: a kernel whose blocks take one tile after the other has as many. Any number computes
@@ -461,7 +455,6 @@ pub const REGISTRY: &[Kernel] = &[
         can: |types| types.act,
         fits: |p| p.cols == 64 && p.batch * p.depth <= COUNTERS,
         overlaps: true,
-        defines: &[("SLOTS", 4)],
         instructions: &["LDGSTS"],
         ..v01("attention", "attention_decode", "v04_ring", Uses::Act, |p| Geometry {
             shared: 4 * 4096,

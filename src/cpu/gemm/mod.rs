@@ -195,7 +195,13 @@ pub(super) fn select(name: Option<&str>, isa: Isa, dtype: Dtype) -> Result<Box<d
         return Err(Error::input("matrix product", message));
     }
     let built = if entry.isa <= isa { (entry.new)(entry.name) } else { None };
-    built.ok_or_else(|| Error::Unsupported(format!("{} needs {}, but only {isa} may be used", entry.name, entry.isa)))
+    built.ok_or_else(|| {
+        let obstacle = match entry.isa.token() {
+            None => "which the processor lacks".into(),
+            Some(_) => format!("but only {isa} may be used"),
+        };
+        Error::Unsupported(format!("{} needs {}, {obstacle}", entry.name, entry.isa))
+    })
 }
 
 #[cfg(test)]
