@@ -26,6 +26,12 @@ const MANY_COLUMNS: usize = 1024;
 /// cache, a multiple of any pass and of any panel's width.
 const PIECE: usize = 1024;
 
+/// Tasks for each thread of products of several blocks, which even out what else the machine does.
+const TASKS: usize = 4;
+/// Tasks for each thread of a product of one block, which each thread packs but once: so many that the last of them, for
+/// which threads wait, is a small part.
+const TASKS_OF_ONE_BLOCK: usize = 16;
+
 /// The product with tiles of `M`.
 pub struct Product<M> {
     micro: M,
@@ -74,19 +80,17 @@ impl<M: Microkernel> Product<M> {
         if threads == 1 || rows * w.inputs * w.outputs < SERIAL {
             return (all.0.min(block_tiles * M::ROWS), all.1);
         }
-        // A few tasks a thread even out what else the machine does. Rows are divided first, as each task packs its rows, but
-        // where there are many columns to a task, that is little.
-        let tasks = 4 * threads;
-        let bands = tasks.div_ceil((w.outputs / MANY_COLUMNS).max(1));
+        // Rows are divided first, as each task packs its rows, but where there are many columns to a task, that is little.
+        let bands = (TASKS * threads).div_ceil((w.outputs / MANY_COLUMNS).max(1));
         let tiles = rows.div_ceil(M::ROWS);
         let tiles_per_block = tiles.div_ceil(bands).max(tiles.min(block_tiles.div_ceil(3))).min(block_tiles);
         // As many blocks for each thread, of nearly the same height, or threads wait for the last one.
-        let blocks = match tiles.div_ceil(tiles_per_block) {
-            1 => 1,
-            blocks => blocks.next_multiple_of(threads),
+        let (blocks, tasks) = match tiles.div_ceil(tiles_per_block) {
+            1 => (1, TASKS_OF_ONE_BLOCK),
+            blocks => (blocks.next_multiple_of(threads), TASKS),
         };
         let panels = w.outputs.div_ceil(M::WIDTH);
-        let panels_per_task = panels.div_ceil(tasks.div_ceil(blocks)).max(1);
+        let panels_per_task = panels.div_ceil((tasks * threads).div_ceil(blocks)).max(1);
         (rows.div_ceil(blocks).next_multiple_of(M::GRAIN).max(1), panels_per_task * M::WIDTH)
     }
 }
