@@ -12,8 +12,8 @@ use super::format::Format;
 use super::left::{Left, pack, packed_len};
 use super::micro::{Microkernel, Piece};
 use super::weight::Panels;
-use crate::cpu::parallel::Tile;
-use crate::cpu::simd::{Dot, DotKernel, Form, Kernel, Simd, Token};
+use crate::cpu::parallel::{Tile, with_scratch};
+use crate::cpu::simd::{Dot, DotKernel, Floats, Form, Kernel, Simd, Token};
 
 /// Floats of a cache line.
 const LINE: usize = 16;
@@ -27,6 +27,9 @@ const BLOCK_ROWS: usize = 144;
 pub const MOST_WIDTH: usize = 32;
 /// Floats of `x` that may stay in the second-level cache beside the weights that pass through.
 const RESIDENT: usize = 1 << 17;
+
+/// Tiles of a block for which it pays to widen weights once.
+const WIDENING_TILES: usize = 8;
 
 /// `TILE_ROWS` rows by two vectors of outputs, and a broadcast of `x` for each row and word.
 #[derive(Clone, Copy)]
@@ -68,18 +71,25 @@ impl<D: Dot> Vectors<D> {
         3 * rows > 2 * Self::ROWS
     }
 
-    /// The sums of `len` rows and one panel.
-    fn tile(self, sums: Sums<'_, '_>, len: usize, x: &[f32], w: Piece<'_>) {
-        macro_rules! pick {
-            ($($m:literal)*) => {
-                match len {
-                    $($m if $m <= Self::ROWS => self.0.vectorize(Micro::<$m, D> { sums, x, w, dot: PhantomData }),)*
-                    _ => unreachable!("a tile has at most {} rows", Self::ROWS),
-                }
-            };
-        }
-        pick!(1 2 3 4 5 6 7 8 9 10 11 12)
+    /// Whether a block of so many rows has each piece of a panel widened to f32 before its tiles pass over it, which are
+    /// then those of f32: the same sums in the same order, without the work of widening in each tile.
+    fn widens(rows: usize, inputs: usize) -> bool {
+        let is_worth_it = rows >= WIDENING_TILES * Self::ROWS;
+        D::FORM == Form::Floats && D::GROUP == 2 && inputs.is_multiple_of(D::GROUP) && is_worth_it
     }
+}
+
+/// The sums of `len` rows and one panel.
+fn tile<D: Dot>(dot: D, sums: Sums<'_, '_>, len: usize, x: &[f32], w: Piece<'_>) {
+    macro_rules! pick {
+        ($($m:literal)*) => {
+            match len {
+                $($m if $m <= D::Simd::TILE_ROWS => dot.vectorize(Micro::<$m, D> { sums, x, w, dot: PhantomData }),)*
+                _ => unreachable!("a tile has at most {} rows", D::Simd::TILE_ROWS),
+            }
+        };
+    }
+    pick!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
 impl<D: Dot> Microkernel for Vectors<D> {
@@ -111,12 +121,13 @@ impl<D: Dot> Microkernel for Vectors<D> {
 
     fn pack(self, packed: &mut [f32], x: Left<'_>, first: usize, rows: usize, w: Panels<'_>) {
         let inputs = w.inputs;
+        let form = if Self::widens(rows, inputs) { (Form::Floats, 1) } else { (D::FORM, D::GROUP) };
         for pass in Self::passes(inputs.div_ceil(D::GROUP)) {
             for (start, len) in Self::tiles(rows) {
                 let inputs = (pass.start * D::GROUP).min(inputs)..(pass.end * D::GROUP).min(inputs);
                 let packed = &mut packed[Self::place(rows, &pass, start, len)];
                 let rows = first + start..first + start + len;
-                pack(self.token(), (D::FORM, D::GROUP), packed, x, rows, inputs, w.balance);
+                pack(self.token(), form, packed, x, rows, inputs, w.balance);
             }
         }
     }
@@ -125,9 +136,10 @@ impl<D: Dot> Microkernel for Vectors<D> {
         D::FORM == Form::Floats && inputs.is_multiple_of(D::GROUP)
     }
 
-    fn block(self, mut tile: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
-        let (rows, cols, words) = (tile.rows(), tile.cols(), w.words());
+    fn block(self, mut y: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
+        let (rows, cols, words) = (y.rows(), y.cols(), w.words());
         let tiles = rows.len().div_ceil(Self::ROWS);
+        let widens = Self::widens(rows.len(), w.inputs);
         // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
         let group = if Self::packed_len(rows.len(), words) <= RESIDENT { Self::WIDTH } else { cols.len() };
         for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
@@ -146,12 +158,47 @@ impl<D: Dot> Microkernel for Vectors<D> {
                         _ => &[],
                     };
                     let mut later = later.chunks(later.len().div_ceil(tiles).max(1));
-                    for (start, len) in Self::tiles(rows.len()) {
-                        let x = &x[Self::place(rows.len(), &pass, start, len)];
-                        let sums = Sums { tile: &mut tile, start, col, outputs: w.outputs, add, epilogue };
-                        self.tile(sums, len, x, Piece { later: later.next().unwrap_or_default(), ..piece });
-                    }
+                    let wide_len = if widens { D::GROUP * piece.words.len() } else { 0 };
+                    with_scratch(wide_len, |wide| {
+                        if widens {
+                            self.token().run(WidenPiece { y: wide, words: piece.words, width: Self::WIDTH });
+                        }
+                        for (start, len) in Self::tiles(rows.len()) {
+                            let x = &x[Self::place(rows.len(), &pass, start, len)];
+                            let sums = Sums { tile: &mut y, start, col, outputs: w.outputs, add, epilogue };
+                            let piece = Piece { later: later.next().unwrap_or_default(), ..piece };
+                            match widens {
+                                true => tile(Floats(self.0.simd()), sums, len, x, Piece { words: wide, ..piece }),
+                                false => tile(self.0, sums, len, x, piece),
+                            }
+                        }
+                    });
                 }
+            }
+        }
+    }
+}
+
+/// Words of two bf16 as f32: of each word of a panel the first numbers of its outputs, then the second ones.
+struct WidenPiece<'a> {
+    y: &'a mut [f32],
+    words: &'a [f32],
+    /// Outputs of the panel.
+    width: usize,
+}
+
+impl Kernel for WidenPiece<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let WidenPiece { y, words, width } = self;
+        for (y, words) in y.chunks_exact_mut(2 * width).zip(words.chunks_exact(width)) {
+            let (first, second) = y.split_at_mut(width);
+            for i in (0..width).step_by(S::LANES) {
+                let [lower, upper] = s.halves(s.load(&words[i..]));
+                s.store(&mut first[i..], lower);
+                s.store(&mut second[i..], upper);
             }
         }
     }

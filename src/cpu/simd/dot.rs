@@ -92,7 +92,7 @@ impl<D: Dot, K: DotKernel<D>> Kernel for Plain<K, D> {
 
 /// f32 weights.
 #[derive(Clone, Copy)]
-pub struct Floats<S>(S);
+pub struct Floats<S>(pub S);
 
 impl<S: Simd> Dot for Floats<S> {
     type Simd = S;
