@@ -77,6 +77,54 @@ impl<D: Dot> Vectors<D> {
         let is_worth_it = rows >= WIDENING_TILES * Self::ROWS;
         D::FORM == Form::Floats && D::GROUP == 2 && inputs.is_multiple_of(D::GROUP) && is_worth_it
     }
+
+    /// [`block`](Microkernel::block); if there is room for a piece of a panel as f32 in `wide`, it is widened there.
+    fn pass_over(
+        self,
+        mut y: Tile<'_>,
+        x: &[f32],
+        w: Panels<'_>,
+        epilogue: Epilogue<'_>,
+        mut wide: Option<&mut [f32]>,
+    ) {
+        let (rows, cols, words) = (y.rows(), y.cols(), w.words());
+        let tiles = rows.len().div_ceil(Self::ROWS);
+        // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
+        let group = if Self::packed_len(rows.len(), words) <= RESIDENT { Self::WIDTH } else { cols.len() };
+        for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
+            for pass in Self::passes(words) {
+                let add = pass.start > 0 || epilogue.accumulates();
+                let epilogue = if pass.end == words { epilogue } else { Epilogue::Store };
+                for col in group.clone().step_by(Self::WIDTH) {
+                    let panel = col / Self::WIDTH;
+                    let piece = w.piece(panel, &pass);
+                    // A single tile asks for its own weights in time. Of several, which find them in a cache but for the
+                    // first, each asks for a part of what they need next: so memory is at work all the time.
+                    let later = match tiles {
+                        1 => &[],
+                        _ if group.len() <= Self::WIDTH => w.after(panel, &pass),
+                        _ if col + Self::WIDTH < w.outputs => w.piece(panel + 1, &pass).words,
+                        _ => &[],
+                    };
+                    let mut later = later.chunks(later.len().div_ceil(tiles).max(1));
+                    let widened = wide.as_deref_mut().map(|wide| {
+                        let y = &mut wide[..D::GROUP * piece.words.len()];
+                        self.token().run(WidenPiece { y, words: piece.words, width: Self::WIDTH });
+                        &wide[..D::GROUP * piece.words.len()]
+                    });
+                    for (start, len) in Self::tiles(rows.len()) {
+                        let x = &x[Self::place(rows.len(), &pass, start, len)];
+                        let sums = Sums { tile: &mut y, start, col, outputs: w.outputs, add, epilogue };
+                        let piece = Piece { later: later.next().unwrap_or_default(), ..piece };
+                        match widened {
+                            Some(words) => tile(Floats(self.0.simd()), sums, len, x, Piece { words, ..piece }),
+                            None => tile(self.0, sums, len, x, piece),
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// The sums of `len` rows and one panel.
@@ -136,46 +184,12 @@ impl<D: Dot> Microkernel for Vectors<D> {
         D::FORM == Form::Floats && inputs.is_multiple_of(D::GROUP)
     }
 
-    fn block(self, mut y: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
-        let (rows, cols, words) = (y.rows(), y.cols(), w.words());
-        let tiles = rows.len().div_ceil(Self::ROWS);
-        let widens = Self::widens(rows.len(), w.inputs);
-        // A block that stays in the second-level cache takes panel after panel; of a larger one, pass after pass.
-        let group = if Self::packed_len(rows.len(), words) <= RESIDENT { Self::WIDTH } else { cols.len() };
-        for group in cols.clone().step_by(group).map(|col| col..cols.end.min(col + group)) {
-            for pass in Self::passes(words) {
-                let add = pass.start > 0 || epilogue.accumulates();
-                let epilogue = if pass.end == words { epilogue } else { Epilogue::Store };
-                for col in group.clone().step_by(Self::WIDTH) {
-                    let panel = col / Self::WIDTH;
-                    let piece = w.piece(panel, &pass);
-                    // A single tile asks for its own weights in time. Of several, which find them in a cache but for the
-                    // first, each asks for a part of what they need next: so memory is at work all the time.
-                    let later = match tiles {
-                        1 => &[],
-                        _ if group.len() <= Self::WIDTH => w.after(panel, &pass),
-                        _ if col + Self::WIDTH < w.outputs => w.piece(panel + 1, &pass).words,
-                        _ => &[],
-                    };
-                    let mut later = later.chunks(later.len().div_ceil(tiles).max(1));
-                    let wide_len = if widens { D::GROUP * piece.words.len() } else { 0 };
-                    with_scratch(wide_len, |wide| {
-                        if widens {
-                            self.token().run(WidenPiece { y: wide, words: piece.words, width: Self::WIDTH });
-                        }
-                        for (start, len) in Self::tiles(rows.len()) {
-                            let x = &x[Self::place(rows.len(), &pass, start, len)];
-                            let sums = Sums { tile: &mut y, start, col, outputs: w.outputs, add, epilogue };
-                            let piece = Piece { later: later.next().unwrap_or_default(), ..piece };
-                            match widens {
-                                true => tile(Floats(self.0.simd()), sums, len, x, Piece { words: wide, ..piece }),
-                                false => tile(self.0, sums, len, x, piece),
-                            }
-                        }
-                    });
-                }
-            }
+    fn block(self, y: Tile<'_>, x: &[f32], w: Panels<'_>, epilogue: Epilogue<'_>) {
+        if !Self::widens(y.rows().len(), w.inputs) {
+            return self.pass_over(y, x, w, epilogue, None);
         }
+        let longest = D::GROUP * w.words().min(Self::DEPTH) * Self::WIDTH;
+        with_scratch(longest, |wide| self.pass_over(y, x, w, epilogue, Some(wide)));
     }
 }
 
