@@ -108,9 +108,9 @@ impl<D: Dot> Vectors<D> {
                     };
                     let mut later = later.chunks(later.len().div_ceil(tiles).max(1));
                     let widened = wide.as_deref_mut().map(|wide| {
-                        let y = &mut wide[..D::GROUP * piece.words.len()];
-                        self.token().run(WidenPiece { y, words: piece.words, width: Self::WIDTH });
-                        &wide[..D::GROUP * piece.words.len()]
+                        let wide = &mut wide[..D::GROUP * piece.words.len()];
+                        self.token().run(WidenPiece { y: &mut *wide, words: piece.words, width: Self::WIDTH });
+                        &*wide
                     });
                     for (start, len) in Self::tiles(rows.len()) {
                         let x = &x[Self::place(rows.len(), &pass, start, len)];
